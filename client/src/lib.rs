@@ -42,6 +42,7 @@
 //! | restore a full backup | [`Client::upload`], [`FileSource`] |
 //! | restore changes on a full backup | [`Upload::base`], [`PatchSource`] |
 //! | move snapshots without a network | [`Client::export_archive`], [`Client::import_archive`] |
+//! | collect garbage, see what takes space | [`Client::run_gc`], [`Client::usage`] |
 //! | make snapshots of volumes | [`Client::create_snapshots`], [`Client::wait_for_snapshots`] |
 //! | follow or end a long call | [`Control`] |
 //!
@@ -77,6 +78,7 @@ mod convert;
 mod copies;
 mod download;
 mod error;
+mod gc;
 mod hold;
 mod limits;
 mod pages;
@@ -107,6 +109,10 @@ pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use gc::{
+    DeleteEstimate, GcAction, GcEnded, GcOptions, GcPhase, GcPlan, GcProgress, GcReport, GcRun,
+    GcRunning, GcStatus, GcStep, StoreUsage, Usage, Usages,
+};
 pub use hold::SnapshotHold;
 pub use limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, HOLD_SILENCE, USAGE_RECORDS_MAX};
 pub use progress::Progress;

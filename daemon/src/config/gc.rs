@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroU64, str::FromStr, time::Duration};
 
+use varve_store::GcSettings;
+
 use super::{ConfigError, Values};
 
 /// When packs are collected, and how.
@@ -9,10 +11,8 @@ use super::{ConfigError, Values};
 pub struct GcConfig {
     /// When it runs by itself.
     pub when: GcTime,
-    /// A pack is rewritten if so much of it is dead, in percent.
-    pub rewrite_dead_percent: u8,
-    /// Bytes that it reads and writes in a second, at most; `None`: no limit.
-    pub bytes_per_second: Option<NonZeroU64>,
+    /// Which packs are worth it, and how fast it is.
+    pub settings: GcSettings,
 }
 
 /// When collections begin by themselves.
@@ -42,8 +42,7 @@ impl Default for GcConfig {
     fn default() -> Self {
         Self {
             when: GcTime::Every(Duration::from_hours(24)),
-            rewrite_dead_percent: 40,
-            bytes_per_second: NonZeroU64::new(100 << 20),
+            settings: GcSettings::default(),
         }
     }
 }
@@ -62,8 +61,11 @@ impl GcConfig {
         let rate = values.parse("gc.bytes_per_second", parse_rate)?;
         Ok(Self {
             when,
-            rewrite_dead_percent: percent.unwrap_or(default.rewrite_dead_percent),
-            bytes_per_second: rate.unwrap_or(default.bytes_per_second),
+            settings: GcSettings {
+                rewrite_dead_percent: percent.unwrap_or(default.settings.rewrite_dead_percent),
+                bytes_per_second: rate.unwrap_or(default.settings.bytes_per_second),
+                ..default.settings
+            },
         })
     }
 }

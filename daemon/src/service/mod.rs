@@ -14,6 +14,7 @@
 //! | [`replication`] | nodes and chunks for another store that copies a snapshot |
 //! | [`copies`] | snapshots copied from other stores |
 //! | [`remotes`] | other daemons that have names here |
+//! | [`gc`] | garbage collection, and what snapshots and volumes take |
 //! | [`exports`] | snapshots and volumes as block devices |
 //! | [`status`] | the daemon itself |
 //!
@@ -32,6 +33,7 @@ mod content;
 mod copies;
 mod error;
 mod exports;
+mod gc;
 mod page_token;
 mod pages;
 mod remotes;
@@ -50,7 +52,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use varve_store::{Ingest, Store};
+use varve_store::{GcSettings, Ingest, Store};
 
 pub(crate) use self::{
     attachments::AttachedVolume,
@@ -58,6 +60,7 @@ pub(crate) use self::{
     copies::{CopySource, CopyState, CopyStatus, Estimate, NewCopy},
     error::{Error, Result},
     exports::Descendant,
+    gc::{GcChoice, GcState},
     pages::ListRequest,
     replication::ChunkRequest,
     snapshots::{Snapshot, SnapshotsRequest, TagChange, VerifyState},
@@ -86,6 +89,8 @@ pub(crate) struct Parts {
     pub(crate) stop: CancellationToken,
     /// Open uploads.
     pub(crate) uploads: Arc<Uploads<Ingest>>,
+    /// How garbage is collected unless a caller says otherwise.
+    pub(crate) gc: GcSettings,
     /// What there is to know about the daemon.
     pub(crate) facts: Facts,
 }

@@ -37,6 +37,7 @@ impl Fixture {
             copies,
             stop,
             uploads: Arc::new(Uploads::new(limits::UPLOAD_IDLE)),
+            gc: config.gc.settings,
             facts: Facts {
                 data_dir: dir.path().to_owned(),
                 started_at: SystemTime::now(),
