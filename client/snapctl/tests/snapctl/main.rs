@@ -12,6 +12,7 @@ mod copies;
 mod cut_off;
 mod endings;
 mod formats;
+mod gc;
 mod grammar;
 mod packed;
 mod replaced;
