@@ -46,7 +46,14 @@ fn after(point: Failpoint) -> Option<After> {
         Failpoint::JournalWritten
         | Failpoint::JournalSynced
         | Failpoint::EpochsEnded
-        | Failpoint::InstantDurable => return None,
+        | Failpoint::InstantDurable
+        // Those of collections: `gc::crashes`.
+        | Failpoint::GcMarked
+        | Failpoint::GcCondemned
+        | Failpoint::GcSurvivorsAppended
+        | Failpoint::GcSurvivorsSynced
+        | Failpoint::GcMoved
+        | Failpoint::GcUnlinked => return None,
     })
 }
 

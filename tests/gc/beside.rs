@@ -30,16 +30,17 @@ fn imports_and_guests_notice_nothing() {
         "--name=web",
         "--ioengine=nbd",
         "--rw=randwrite",
-        "--bs=4k-64k",
-        "--size=64M",
-        "--io_size=192M",
-        "--rate=16M",
         "--iodepth=8",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--do_verify=1",
         "--randseed=9302",
         "--output-format=terse",
         &uri,
+        "--bsrange=4k-64k",
+        "--size=64M",
+        "--rate=8M",
     ];
     let mut fio = start(command(tool("fio"), fio));
     // The same content again and again: chunks that a collection takes are wanted meanwhile.
