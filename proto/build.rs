@@ -3,7 +3,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
     "varve/v1/volumes.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 9] = [
     "varve/v1/replication.proto",
     "varve/v1/copies.proto",
     "varve/v1/remotes.proto",
+    "varve/v1/gc.proto",
     "varve/v1/archive.proto",
 ];
 

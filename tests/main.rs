@@ -12,6 +12,7 @@
 //! - [`backups`]: the example programs of the client library, which back up and restore.
 //! - [`bad_input`]: mistakes in the input of `snapctl`.
 //! - [`faults`]: full disks, crashes at any point, damage, data directories in a wrong state.
+//! - [`gc`]: space that comes back, beside everything else, and after crashes.
 //! - [`grpc`]: the protocol's rules, broken on purpose; a third-party client.
 //! - [`nbd`]: exports read by QEMU, libnbd and fio; peers that break the protocol.
 //! - [`guests`]: virtual machines on exports and volumes, and varved inside a machine that loses
@@ -32,6 +33,7 @@ mod bad_input;
 mod copies;
 mod faults;
 mod fuzz;
+mod gc;
 mod grpc;
 mod guests;
 mod import_export;

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
 use varve_proto::v1::{
     content_service_client::ContentServiceClient, copy_service_client::CopyServiceClient,
-    remote_service_client::RemoteServiceClient,
+    gc_service_client::GcServiceClient, remote_service_client::RemoteServiceClient,
     replication_service_client::ReplicationServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -337,6 +337,12 @@ impl Client {
 
     pub(crate) fn remote_service(&self) -> RemoteServiceClient<Connection> {
         RemoteServiceClient::new(self.connection.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn gc_service(&self) -> GcServiceClient<Connection> {
+        GcServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

@@ -43,6 +43,7 @@
 //! | restore changes on a full backup | [`Upload::base`], [`PatchSource`] |
 //! | move snapshots without a network | [`Client::export_archive`], [`Client::import_archive`] |
 //! | delete snapshots | [`Client::delete_snapshots`] |
+//! | collect garbage, see what takes space | [`Client::run_gc`], [`Client::usage`] |
 //! | make snapshots of volumes | [`Client::create_snapshots`], [`Client::wait_for_snapshots`] |
 //! | follow or end a long call | [`Control`] |
 //!
@@ -78,6 +79,8 @@ mod convert;
 mod copies;
 mod download;
 mod error;
+mod gc;
+mod hold;
 mod limits;
 mod pages;
 mod progress;
@@ -107,7 +110,14 @@ pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use limits::{DELETE_SNAPSHOTS_MAX, FETCH_CHUNKS_MAX, FETCH_NODES_MAX};
+pub use gc::{
+    DeleteEstimate, GcAction, GcEnded, GcOptions, GcPhase, GcPlan, GcProgress, GcReport, GcRun,
+    GcRunning, GcStatus, GcStep, StoreUsage, Usage, Usages,
+};
+pub use hold::SnapshotHold;
+pub use limits::{
+    DELETE_SNAPSHOTS_MAX, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, HOLD_SILENCE, USAGE_RECORDS_MAX,
+};
 pub use progress::Progress;
 pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;

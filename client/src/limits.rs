@@ -45,6 +45,12 @@ pub const DELETE_SNAPSHOTS_MAX: usize = 1000;
 /// Chunks in one request for chunks, at most.
 pub const FETCH_CHUNKS_MAX: usize = 4096;
 
+/// Snapshots and volumes in one question about what they take, or what their deletion gives back.
+pub const USAGE_RECORDS_MAX: usize = 64 << 10;
+/// A hold of a snapshot on which nothing arrives for so long is lost. The daemon sends something
+/// every 15 seconds.
+pub const HOLD_SILENCE: Duration = Duration::from_secs(60);
+
 /// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
 pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
 /// Buffers of [`JOB_BYTES`] that an upload reads into, at most; a reader waits while all are in

@@ -8,6 +8,7 @@ use crate::{
     connect::Client,
     convert::system_time,
     error::{Error, Result},
+    gc::GcStatus,
     retry,
 };
 
@@ -55,6 +56,10 @@ pub struct Status {
     pub read_only_reason: Option<String>,
     /// NBD URIs of the daemon, without an export name.
     pub nbd_uris: Vec<String>,
+    /// Garbage collection; `None` if the daemon is older than that.
+    pub gc: Option<GcStatus>,
+    /// Bytes of dead records that the last collection has left. `None` if none has ended well.
+    pub dead_bytes: Option<u64>,
 }
 
 impl Client {
@@ -65,13 +70,15 @@ impl Client {
     /// Only errors of the connection: [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable),
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn status(&self) -> Result<Status> {
+        const WHAT: &str = "get the daemon's status";
         let answer = retry::idempotent(|| {
             let mut service = self.status_service();
             async move { service.get_status(v1::GetStatusRequest {}).await }
         })
         .await
-        .map_err(|status| Error::rpc("get the daemon's status", status))?
+        .map_err(|status| Error::rpc(WHAT, status))?
         .into_inner();
+        let gc = answer.gc.map(|gc| GcStatus::from_proto(WHAT, gc));
         Ok(Status {
             started_at: answer.started_at.and_then(system_time),
             version: answer.version,
@@ -94,6 +101,8 @@ impl Client {
             read_only_reason: (!answer.read_only_reason.is_empty())
                 .then_some(answer.read_only_reason),
             nbd_uris: answer.nbd_uris,
+            gc: gc.transpose()?,
+            dead_bytes: answer.dead_bytes,
         })
     }
 }

@@ -4,7 +4,7 @@
 //! - [`server`]: starts everything, and stops it cleanly.
 //! - [`grpc`] and [`nbd`] with `exports`: the protocols; both are faces of `service`.
 //! - `service`: the operations, independent of the protocol; [`auth`]: callers, and the one door.
-//! - `copies`: snapshots from other daemons.
+//! - `copies`: snapshots from other daemons. `scheduler`: work that begins by itself.
 //! - [`net`]: sockets and connections; [`resources`]: scarce resources; [`tasks`]: the only place
 //!   that starts tasks.
 //! - [`telemetry`]: the log; `error`: the kinds of failures.
@@ -25,6 +25,7 @@ pub mod limits;
 pub mod nbd;
 pub mod net;
 pub mod resources;
+mod scheduler;
 pub mod server;
 mod service;
 pub mod tasks;

@@ -180,6 +180,12 @@ pub const UPLOADS_LOCAL: usize = varve_store::limits::UPLOADS_MAX / 4;
 /// NBD connections open at one time, by default; a setting.
 pub const NBD_CONNECTIONS_MAX: usize = varve_nbd::limits::DEFAULT_MAX_CONNECTIONS;
 
+/// `Hold` streams open at one time. Further ones are refused.
+pub const HOLDS_MAX: u64 = 256;
+/// `Hold` streams of one connection. A copy has one, on a connection of its own.
+pub const HOLDS_OF_CONNECTION_MAX: u64 = 8;
+/// How often a `Hold` stream shows that it is alive.
+pub const HOLD_INTERVAL: Duration = Duration::from_secs(15);
 /// `FetchChunks` streams served at one time; others wait.
 pub const COPY_STREAMS_MAX: usize = 16;
 /// Nodes in one `FetchNodesRequest`: leaves of 2048 entries, the longest there are, take 84 KiB
@@ -253,6 +259,24 @@ pub const LOG_LINE_BYTES_MAX: usize = 16 << 10;
 /// Length of all lines of the log that wait to be read. Further lines are lost, and counted.
 pub const LOG_QUEUE_BYTES_MAX: usize = 1 << 20;
 
+/// How often the progress of a collection is reported.
+pub const GC_PROGRESS_INTERVAL: Duration = VERIFY_PROGRESS_INTERVAL;
+/// Snapshots and volumes of one question about what they take.
+pub const USAGE_RECORDS_MAX: usize = varve_client::USAGE_RECORDS_MAX;
+/// Packs that are named in the answer about what a collection would do.
+pub const GC_PACKS_SHOWN_MAX: usize = 32 << 10;
+/// Reasons that the report of a collection names: who holds packs, and damage.
+pub const GC_REASONS_MAX: usize = 16;
+/// Time from the start of the daemon to the first collection that begins by itself: a machine that
+/// has just started has other work.
+pub const GC_FIRST: Duration = Duration::from_mins(15);
+/// How often the daemon looks if a collection is due.
+pub const GC_LOOK: Duration = Duration::from_mins(1);
+/// A file system with a smaller part of it free, in percent, is low on space.
+pub const FREE_PERCENT_LOW: u128 = 15;
+/// The time from one collection to the next while the file system is low on space, at most.
+pub const GC_LOW_SPACE_INTERVAL: Duration = Duration::from_hours(1);
+
 /// How often files of TLS are checked for changes.
 pub const TLS_FILES_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -287,6 +311,7 @@ const _: () = assert!(
         + 2 * SMALL_MESSAGE_BYTES_MAX
         <= ANSWER_BYTES_MAX
 );
+const _: () = assert!(3 * HOLD_INTERVAL.as_secs() < varve_client::HOLD_SILENCE.as_secs());
 // The default of gRPC clients.
 const _: () = assert!(varve_store::limits::REMOTES_MAX * (5 * REMOTE_TEXT_BYTES_MAX) < 4 << 20);
 const _: () = assert!(

@@ -33,6 +33,7 @@ use crate::{
         tls::{self, ServerTls},
     },
     resources::descriptors::{self, Descriptors},
+    scheduler::Collections,
     service::{Facts, Parts, Service, Uploads},
     tasks::{Task, Tasks},
 };
@@ -257,7 +258,9 @@ impl Server {
             store: store.clone(),
             tasks: tasks.clone(),
             copies: copies.clone(),
+            stop: stop.clone(),
             uploads: Arc::clone(&uploads),
+            gc: config.gc.settings,
             facts: Facts {
                 data_dir: config.data_dir.clone(),
                 started_at: SystemTime::now(),
@@ -324,6 +327,14 @@ impl Server {
                 }
             }),
         ));
+
+        let collections = Collections::new(
+            store.clone(),
+            config.gc,
+            config.data_dir.clone(),
+            stop.clone(),
+        );
+        drop(tasks.spawn("garbage collection", collections.run()));
 
         let emptying = store.clone();
         drop(tasks.spawn(

@@ -263,6 +263,15 @@ impl SnapshotService for Served {
 #[async_trait]
 impl ReplicationService for Served {
     type FetchChunksStream = Stream<v1::FetchChunksResponse>;
+    type HoldStream = Stream<v1::HoldResponse>;
+
+    /// As a daemon that is older than holds.
+    async fn hold(
+        &self,
+        _: Request<v1::HoldRequest>,
+    ) -> Result<Response<Self::HoldStream>, Status> {
+        no()
+    }
 
     async fn fetch_nodes(
         &self,

@@ -1,6 +1,7 @@
 //! Snapshots copied from one daemon to another.
 
 mod broken;
+mod deleted;
 mod increments;
 mod large;
 mod liar;

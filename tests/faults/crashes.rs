@@ -47,7 +47,14 @@ fn after(point: Failpoint) -> Option<After> {
         | Failpoint::EpochsEnded
         | Failpoint::InstantDurable
         | Failpoint::LogCheckpointWritten
-        | Failpoint::LogCheckpointRenamed => return None,
+        | Failpoint::LogCheckpointRenamed
+        // Those of collections: `gc::crashes`.
+        | Failpoint::GcMarked
+        | Failpoint::GcCondemned
+        | Failpoint::GcSurvivorsAppended
+        | Failpoint::GcSurvivorsSynced
+        | Failpoint::GcMoved
+        | Failpoint::GcUnlinked => return None,
     })
 }
 

@@ -48,6 +48,8 @@ struct State {
     reorder_at: AtomicU64,
     /// Delays parts by up to this many milliseconds more, each connection in its own rhythm.
     uneven_ms: AtomicU64,
+    /// Stalls, once, when this many bytes have come from the daemon; `u64::MAX`: never.
+    stall_at: AtomicU64,
     /// Passes nothing on.
     stalled: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
@@ -73,6 +75,7 @@ impl Link {
             corrupt_at: AtomicU64::new(u64::MAX),
             reorder_at: AtomicU64::new(u64::MAX),
             uneven_ms: AtomicU64::new(0),
+            stall_at: AtomicU64::new(u64::MAX),
             stalled: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -124,6 +127,18 @@ impl Link {
     /// Delays parts by up to this many milliseconds more, so that connections overtake each other.
     pub fn be_uneven(&self, milliseconds: u64) {
         self.state.uneven_ms.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// Stalls when this many more bytes have come from the daemon.
+    pub fn stall_after(&self, bytes: u64) {
+        let at = self.answered_bytes() + bytes;
+        self.state.stall_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Returns true if it has stalled.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.state.stalled.load(Ordering::Relaxed)
     }
 
     /// Stalls, or continues.
@@ -186,6 +201,10 @@ impl State {
         if (before..after).contains(&at) {
             self.reorder_at.store(u64::MAX, Ordering::Relaxed);
             bytes.rotate_left(bytes.len() / 2);
+        }
+        if after >= self.stall_at.load(Ordering::Relaxed) {
+            self.stall_at.store(u64::MAX, Ordering::Relaxed);
+            self.stalled.store(true, Ordering::Relaxed);
         }
         let cut_at = self.cut_at.load(Ordering::Relaxed);
         if after >= cut_at {

@@ -10,6 +10,7 @@
 
 mod content;
 mod copies;
+mod gc;
 mod replication;
 mod snapshots;
 mod volumes;
@@ -39,7 +40,7 @@ use varve_content::{
 };
 use varve_proto::v1::{
     self, content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
-    remote_service_server::RemoteServiceServer,
+    gc_service_server::GcServiceServer, remote_service_server::RemoteServiceServer,
     replication_service_server::ReplicationServiceServer,
     snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
     volume_service_server::VolumeServiceServer,
@@ -68,6 +69,8 @@ pub struct State {
     /// States and errors that copies go through which are begun from now on.
     pub course: Vec<v1::Copy>,
     pub remotes: BTreeMap<String, v1::Remote>,
+    /// Of the last collection.
+    pub gc_options: Option<v1::GcOptions>,
     pub uploads: HashMap<String, Upload>,
     pub begun: usize,
     pub aborted: usize,
@@ -254,6 +257,7 @@ fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::R
         .add_service(CopyServiceServer::new(service.clone()))
         .add_service(RemoteServiceServer::new(service.clone()))
         .add_service(ReplicationServiceServer::new(service.clone()))
+        .add_service(GcServiceServer::new(service.clone()))
         .add_service(StatusServiceServer::new(service));
     (state, router)
 }

@@ -38,6 +38,25 @@ impl Nodes {
 
 #[tonic::async_trait]
 impl ReplicationService for Service {
+    type HoldStream = Answers<v1::HoldResponse>;
+
+    async fn hold(
+        &self,
+        request: Request<v1::HoldRequest>,
+    ) -> Result<Response<Self::HoldStream>, Status> {
+        let key = request.into_inner().snapshot;
+        let state = self.state();
+        let mut snapshots = state.snapshots.values().map(|(snapshot, _)| snapshot);
+        let held = snapshots.find(|it| it.name == key || it.id == key);
+        let held = held.ok_or_else(|| Status::not_found(format!("no snapshot {key}")))?;
+        let first = v1::HoldResponse {
+            snapshot: Some(held.clone()),
+        };
+        let alive = v1::HoldResponse::default();
+        let answers = stream::iter([Ok(first), Ok(alive)]).chain(stream::pending());
+        Ok(Response::new(answers.boxed()))
+    }
+
     async fn fetch_nodes(
         &self,
         request: Request<v1::FetchNodesRequest>,

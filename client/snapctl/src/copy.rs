@@ -14,7 +14,7 @@ use crate::{
     meter,
     output::{self, Output},
     signals,
-    size::parse_size,
+    size::parse_rate,
 };
 
 /// Arguments of `copy`: a command, or, in the old syntax, the arguments of `create`.
@@ -65,7 +65,7 @@ enum Command {
         /// Its id
         copy: String,
         /// Bytes per second, as in 100M; none for no limit
-        #[arg(value_name = "BYTES", value_parser = parse_limit)]
+        #[arg(value_name = "BYTES", value_parser = parse_rate)]
         limit: u64,
     },
 }
@@ -104,7 +104,7 @@ struct New {
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
     /// Limit on the rate of each copy, in bytes per second, as in 100M
-    #[arg(long, value_name = "BYTES", value_parser = parse_limit, default_value = "none")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate, default_value = "none")]
     limit: u64,
     /// Wait until the copies are completed
     #[arg(long)]
@@ -407,28 +407,4 @@ fn print_estimate(estimate: &CopyEstimate, options: &Options) -> Result<(), Fail
         ),
     ]);
     output::write(&text)
-}
-
-/// Bytes a second; `none` is 0.
-fn parse_limit(text: &str) -> Result<u64, String> {
-    match text {
-        "none" => Ok(0),
-        text => parse_size(text).map_err(|error| match error.as_str() {
-            "a volume has more than 0 bytes" => "write none for no limit".to_owned(),
-            _ => error,
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_are_read() {
-        assert_eq!(parse_limit("none"), Ok(0));
-        assert_eq!(parse_limit("100M"), Ok(100 << 20));
-        assert_eq!(parse_limit("0"), Err("write none for no limit".to_owned()));
-        assert!(parse_limit("fast").is_err());
-    }
 }

@@ -12,8 +12,10 @@ mod archive;
 mod authorities;
 mod copy;
 mod device;
+mod du;
 mod exit;
 mod export;
+mod gc;
 mod image;
 mod import;
 mod intake;
@@ -141,6 +143,11 @@ enum Command {
     /// The same as device list
     #[command(hide = true)]
     Mapped,
+    /// Give back the space of deleted snapshots and volumes
+    #[command(subcommand)]
+    Gc(gc::Gc),
+    /// Show the space that snapshots and volumes take
+    Du(du::Du),
     /// Show the state of the daemon and its store
     Status,
     /// Print a completion script for a shell
@@ -352,6 +359,8 @@ async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
         Command::Map(map) => device::Devices::Map(map).run(options).await,
         Command::Unmap(unmap) => device::Devices::Unmap(unmap).run(options).await,
         Command::Mapped => device::Devices::List.run(options).await,
+        Command::Gc(gc) => gc.run(options).await,
+        Command::Du(du) => du.run(options).await,
         Command::Status => status::run(options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,4 +1,4 @@
-//! Sizes on the command line: bytes, or a number with a unit.
+//! Sizes and rates on the command line: bytes, or a number with a unit.
 
 /// Reads `512M`, `10G`, `1TiB` or plain bytes. Units are binary, as disks of virtual machines are
 /// sized.
@@ -28,6 +28,17 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     match bytes {
         0 => Err("a volume has more than 0 bytes".to_owned()),
         bytes => Ok(bytes),
+    }
+}
+
+/// Bytes a second; `none` is 0.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        text => parse_size(text).map_err(|error| match error.as_str() {
+            "a volume has more than 0 bytes" => "write none for no limit".to_owned(),
+            _ => error,
+        }),
     }
 }
 
@@ -71,5 +82,13 @@ mod tests {
                 Ok(bytes) => panic!("{text} is taken for {bytes}"),
             }
         }
+    }
+
+    #[test]
+    fn limits_are_read() {
+        assert_eq!(parse_rate("none"), Ok(0));
+        assert_eq!(parse_rate("100M"), Ok(100 << 20));
+        assert_eq!(parse_rate("0"), Err("write none for no limit".to_owned()));
+        assert!(parse_rate("fast").is_err());
     }
 }

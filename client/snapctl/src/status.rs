@@ -6,6 +6,7 @@ use varve_client::Status;
 use crate::{
     Options,
     exit::Failure,
+    gc,
     output::{self, Output},
 };
 
@@ -32,6 +33,14 @@ struct StatusJson<'a> {
     free_bytes: u64,
     read_only_reason: Option<&'a str>,
     nbd_uris: &'a [String],
+    /// `null` until a collection has ended well.
+    dead_bytes: Option<u64>,
+    /// Logical to unique bytes; `null` for an empty store.
+    dedupe_ratio: Option<f64>,
+    /// Unique to stored bytes; `null` for an empty store.
+    compression_ratio: Option<f64>,
+    /// `null` if the daemon is older than that.
+    gc: Option<gc::StatusJson<'a>>,
 }
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
@@ -68,6 +77,10 @@ impl<'a> From<&'a Status> for StatusJson<'a> {
             free_bytes: status.free_bytes,
             read_only_reason: status.read_only_reason.as_deref(),
             nbd_uris: &status.nbd_uris,
+            dead_bytes: status.dead_bytes,
+            dedupe_ratio: ratio(status.logical_bytes, status.chunk_bytes),
+            compression_ratio: ratio(status.chunk_bytes, status.stored_bytes),
+            gc: status.gc.as_ref().map(gc::StatusJson::from),
         }
     }
 }
@@ -97,20 +110,29 @@ fn text(status: &Status, endpoint: &str) -> String {
         ),
         ("Volumes", status.volumes.to_string()),
         (
-            "Chunks",
+            "Unique",
             format!(
-                "{} of {} in all",
+                "{} in {} chunks{}",
+                output::size(status.chunk_bytes),
                 status.chunks,
-                output::size(status.chunk_bytes)
+                times("deduplicated", status.logical_bytes, status.chunk_bytes)
             ),
         ),
         (
             "Stored",
             format!(
-                "{} in {} packs, {}",
+                "{} in {} packs, {}{}",
                 output::size(status.stored_bytes),
                 status.packs,
-                status.compression
+                status.compression,
+                times("compressed", status.chunk_bytes, status.stored_bytes)
+            ),
+        ),
+        (
+            "Dead",
+            status.dead_bytes.map_or_else(
+                || "unknown until the first collection".to_owned(),
+                |bytes| format!("{} after the last collection", output::size(bytes)),
             ),
         ),
         ("Free", output::size(status.free_bytes)),
@@ -118,9 +140,21 @@ fn text(status: &Status, endpoint: &str) -> String {
         ("Uploads", status.uploads.to_string()),
         ("NBD connections", status.nbd_connections.to_string()),
     ];
+    let collections = status.gc.iter();
+    facts.extend(collections.map(|gc| ("Collection", gc::line(gc))));
     facts.extend(status.nbd_uris.iter().map(|uri| ("NBD", uri.clone())));
     if let Some(reason) = &status.read_only_reason {
         facts.push(("READ-ONLY", reason.clone()));
     }
     output::facts(&facts)
+}
+
+/// How often the second number is in the first; `None` for none.
+fn ratio(whole: u64, part: u64) -> Option<f64> {
+    (part > 0).then(|| whole as f64 / part as f64)
+}
+
+/// A ratio for people, behind what it says.
+fn times(what: &str, whole: u64, part: u64) -> String {
+    ratio(whole, part).map_or_else(String::new, |ratio| format!(", {what} {ratio:.1} times"))
 }

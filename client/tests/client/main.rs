@@ -8,6 +8,7 @@
 )]
 
 mod download;
+mod gc;
 mod hostile;
 mod model;
 mod read;

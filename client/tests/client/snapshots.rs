@@ -236,3 +236,16 @@ async fn waiting_ends_when_it_is_cancelled() {
         ErrorKind::Cancelled
     );
 }
+
+#[tokio::test]
+async fn a_hold_lasts_as_long_as_its_daemon() {
+    let daemon = daemon_with_base().await;
+    let client = daemon.client().await;
+    let missing = client.hold_snapshot("none").await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    let mut hold = client.hold_snapshot("base").await.unwrap().unwrap();
+    let snapshot = client.snapshot("base").await.unwrap();
+    assert_eq!(hold.snapshot(), &snapshot);
+    let (lost, ()) = tokio::join!(hold.lost(), async { drop(daemon) });
+    assert_eq!(lost.kind(), ErrorKind::Unreachable, "{lost}");
+}

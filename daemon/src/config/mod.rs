@@ -6,6 +6,7 @@
 
 mod cautions;
 mod error;
+mod gc;
 mod log;
 mod memory;
 mod settings;
@@ -23,6 +24,7 @@ use varve_store::io::IoEngine;
 
 pub use cautions::unknown_variables;
 pub use error::ConfigError;
+pub use gc::{DailyWindow, GcConfig, GcTime};
 pub use log::LogFormat;
 pub(crate) use log::parse_filter;
 use settings::Values;
@@ -45,6 +47,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// How the store is run.
     pub store: StoreConfig,
+    /// When space is given back, and how.
+    pub gc: GcConfig,
     /// Where gRPC is served.
     pub grpc: GrpcConfig,
     /// Where NBD is served.
@@ -219,6 +223,7 @@ impl Config {
                     .parse("store.cpu_threads", parse_threads)?
                     .unwrap_or(0),
             },
+            gc: GcConfig::resolve(values)?,
             grpc: GrpcConfig {
                 unix: values.path("grpc.unix")?,
                 tcp: values.parse("grpc.tcp", |text| parse_address(text, 7433))?,

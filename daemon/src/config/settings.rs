@@ -58,7 +58,7 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
 }
 
 /// All settings. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 26] = [
+pub const SETTINGS: [Setting; 30] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     octal("socket_mode", "VARVE_SOCKET_MODE"),
     switch("socket_open_to_all", "VARVE_SOCKET_OPEN_TO_ALL"),
@@ -67,6 +67,10 @@ pub const SETTINGS: [Setting; 26] = [
     setting("store.chunk_cache_bytes", "VARVE_CHUNK_CACHE_BYTES"),
     setting("store.journal_bytes_max", "VARVE_JOURNAL_BYTES_MAX"),
     setting("store.cpu_threads", "VARVE_CPU_THREADS"),
+    setting("gc.every", "VARVE_GC_EVERY"),
+    setting("gc.window", "VARVE_GC_WINDOW"),
+    setting("gc.rewrite_dead", "VARVE_GC_REWRITE_DEAD"),
+    setting("gc.bytes_per_second", "VARVE_GC_BYTES_PER_SECOND"),
     flagged("grpc.unix", "VARVE_GRPC_UNIX", "--grpc-unix"),
     flagged("grpc.tcp", "VARVE_GRPC_TCP", "--grpc-tcp"),
     setting("grpc.tls_cert", "VARVE_GRPC_TLS_CERT"),

@@ -342,6 +342,12 @@ fn the_documented_file_is_complete_and_valid() {
     assert_eq!(documented.nbd_unix_in(run_dir), run_dir.join("nbd.sock"));
     assert_eq!(documented.nbd.connections_max, default.nbd.connections_max);
     assert_eq!(documented.upload_idle, default.upload_idle);
+    assert!(matches!(documented.gc.when, GcTime::Window(_)));
+    let gc = GcConfig {
+        when: default.gc.when,
+        ..documented.gc
+    };
+    assert_eq!(gc, default.gc);
     assert_eq!(documented.log.filter, default.log.filter);
     assert_eq!(documented.log.format, default.log.format);
 }
@@ -372,4 +378,28 @@ fn a_service_has_the_directory_that_the_service_manager_made() {
     assert_eq!(config.data_dir, Path::new("/var/lib/varve"));
     let config = load(&Arguments::default(), &[made, ("VARVE_DATA_DIR", "/data")]).unwrap();
     assert_eq!(config.data_dir, Path::new("/data"));
+}
+
+#[test]
+fn collections_are_off_or_in_a_window_or_at_an_interval() {
+    let when = |text: &str| with_file(text).unwrap().gc.when;
+    let day = Duration::from_hours(24);
+    assert_eq!(when(""), GcTime::Every(day));
+    let hour = Duration::from_hours(1);
+    assert_eq!(when("[gc]\nevery = '1h'"), GcTime::Every(hour));
+    let window = "window = '22:00-04:00'";
+    let in_window = when(&format!("[gc]\nevery = '1h'\n{window}"));
+    assert!(matches!(in_window, GcTime::Window(_)), "{in_window:?}");
+    let off = when(&format!("[gc]\nevery = 'off'\n{window}"));
+    assert_eq!(off, GcTime::Off);
+    for text in [
+        "every = 24",
+        "window = 'night'",
+        "rewrite_dead = 0",
+        "bytes_per_second = 'x'",
+    ] {
+        let refused = message(with_file(&format!("[gc]\n{text}")));
+        let key = text.split(' ').next().unwrap();
+        assert!(refused.contains(&format!("gc.{key}")), "{text}: {refused}");
+    }
 }

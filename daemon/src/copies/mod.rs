@@ -3,7 +3,8 @@
 //! ```text
 //! service::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
 //!                               └> remotes: where the other daemon is
-//!                               └> transfer ──> tree: nodes, from here or from the source
+//!                               └> transfer ──> remote_snapshot: what is copied, held at the source
+//!                                           └─> tree: nodes, from here or from the source
 //!                                           └─> base: what a snapshot before it has here already
 //!                                           └─> source: connections to the other daemon
 //!                                           └─> claims: each missing chunk crosses once
@@ -18,6 +19,7 @@ mod claims;
 mod job;
 mod limiter;
 mod patience;
+mod remote_snapshot;
 mod remotes;
 mod source;
 mod table;

@@ -37,6 +37,14 @@ pub(crate) enum CopyError {
         /// The source.
         endpoint: String,
     },
+    /// The snapshot was there when the copy began.
+    #[error("snapshot {name} was deleted at {endpoint}: its content may be gone")]
+    Deleted {
+        /// As the source called it.
+        name: String,
+        /// The source.
+        endpoint: String,
+    },
     /// The other daemon holds the connection and says nothing.
     #[error("the source has said nothing for {} seconds", limits::COPY_SILENCE.as_secs())]
     Silent,
@@ -89,7 +97,7 @@ impl Classified for CopyError {
             },
             Self::Store(error) | Self::Base(error) => error.kind(),
             Self::Silent | Self::Busy(_) | Self::GaveWay(_) => Kind::Unavailable,
-            Self::NoRemote(_) => Kind::NotFound,
+            Self::NoRemote(_) | Self::Deleted { .. } => Kind::NotFound,
             Self::Mismatch(_) => Kind::DataLoss,
             Self::NotCompleted { .. } | Self::Tls(_) | Self::Refused(_) => Kind::FailedPrecondition,
         }
@@ -120,6 +128,7 @@ impl CopyError {
             Self::Mismatch(_) => Remedy::AnotherTry,
             Self::Store(_)
             | Self::NotCompleted { .. }
+            | Self::Deleted { .. }
             | Self::Base(_)
             | Self::NoRemote(_)
             | Self::Refused(_) => Remedy::None,

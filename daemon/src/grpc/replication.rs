@@ -15,7 +15,20 @@ pub(super) struct Replication(pub(super) Service);
 
 #[async_trait]
 impl ReplicationService for Replication {
+    type HoldStream = AnswerStream<v1::HoldResponse>;
     type FetchChunksStream = AnswerStream<v1::FetchChunksResponse>;
+
+    async fn hold(
+        &self,
+        request: Request<v1::HoldRequest>,
+    ) -> Result<Response<Self::HoldStream>, Status> {
+        let (caller, request) = calls::opened(request)?;
+        let held = self.0.hold_snapshot(&caller, &request.snapshot);
+        calls::stream(held, |snapshot| v1::HoldResponse {
+            snapshot: snapshot.map(|record| convert::snapshot(record.into())),
+        })
+        .await
+    }
 
     async fn fetch_nodes(
         &self,

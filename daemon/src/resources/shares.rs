@@ -31,6 +31,8 @@ pub(crate) struct Rules {
     pub(crate) total: u64,
     /// The part of it that only peers on this machine get.
     pub(crate) local: u64,
+    /// The most that one holder gets.
+    pub(crate) of_one: u64,
     /// How many may wait.
     pub(crate) waiting: usize,
     /// A holder that is so far behind gives way to callers that wait.
@@ -218,18 +220,25 @@ impl Shares {
 impl Rules {
     /// The most that one holder may have.
     const fn most(&self, holder: Holder) -> u64 {
-        if holder.is_local {
+        let of_all = if holder.is_local {
             self.total
         } else {
             self.total - self.local
+        };
+        if self.of_one < of_all {
+            self.of_one
+        } else {
+            of_all
         }
     }
 }
 
 impl State {
     fn fits(&self, rules: &Rules, holder: Holder, amount: u64) -> bool {
+        let has = self.of.get(&holder.number).copied().unwrap_or(0);
         self.held + amount <= rules.total
-            && (holder.is_local || self.held_remotely + amount <= rules.most(holder))
+            && has + amount <= rules.of_one
+            && (holder.is_local || self.held_remotely + amount <= rules.total - rules.local)
     }
 
     /// Returns true if one more request may wait. If the queue is full, the holder with the most
@@ -445,6 +454,7 @@ mod tests {
             what: "things",
             total,
             local,
+            of_one: total,
             waiting: 4,
             yields_after: Duration::from_secs(10),
             pace: 100,

@@ -14,6 +14,7 @@
 //! | [`replication`] | nodes and chunks for another store that copies a snapshot |
 //! | [`copies`] | snapshots copied from other stores |
 //! | [`remotes`] | other daemons that have names here |
+//! | [`gc`] | garbage collection, and what snapshots and volumes take |
 //! | [`exports`] | snapshots and volumes as block devices |
 //! | [`status`] | the daemon itself |
 //!
@@ -32,6 +33,7 @@ mod content;
 mod copies;
 mod error;
 mod exports;
+mod gc;
 mod page_token;
 mod pages;
 mod remotes;
@@ -49,7 +51,8 @@ mod tests;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use varve_store::{Ingest, Store};
+use tokio_util::sync::CancellationToken;
+use varve_store::{GcSettings, Ingest, Store};
 
 pub(crate) use self::{
     attachments::AttachedVolume,
@@ -57,6 +60,7 @@ pub(crate) use self::{
     copies::{CopySource, CopyState, CopyStatus, Estimate, NewCopy},
     error::{Error, Result},
     exports::Descendant,
+    gc::{GcChoice, GcState},
     pages::ListRequest,
     replication::ChunkRequest,
     snapshots::{Snapshot, SnapshotsRequest, TagChange, VerifyState},
@@ -81,8 +85,12 @@ pub(crate) struct Parts {
     /// Where operations run that go on without their callers.
     pub(crate) tasks: Tasks,
     pub(crate) copies: Copies,
+    /// Ends answers that have no end of their own.
+    pub(crate) stop: CancellationToken,
     /// Open uploads.
     pub(crate) uploads: Arc<Uploads<Ingest>>,
+    /// How garbage is collected unless a caller says otherwise.
+    pub(crate) gc: GcSettings,
     /// What there is to know about the daemon.
     pub(crate) facts: Facts,
 }
@@ -104,6 +112,8 @@ struct Inner {
     checks: Shares,
     /// Places for streams of chunks to other stores.
     fetches: Shares,
+    /// Places for holds of snapshots that other stores copy.
+    holds: Shares,
 }
 
 impl Service {
@@ -116,6 +126,7 @@ impl Service {
             read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),
             checks: places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
             fetches: places("fetches of chunks", limits::COPY_STREAMS_MAX),
+            holds: replication::holds(),
             parts,
         }))
     }

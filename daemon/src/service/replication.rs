@@ -1,7 +1,11 @@
 //! Nodes and chunks for another store that copies a snapshot.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use varve_content::NodeId;
-use varve_store::{ExportedNode, NodeKey, Store, StoredChunk};
+use varve_store::{ExportedNode, NodeKey, RootPin, SnapshotRecord, Store, StoredChunk};
 
 use super::{
     Service,
@@ -11,8 +15,9 @@ use super::{
     streams::{self, Items, Outlet},
 };
 use crate::{
-    auth::{Action, Attempt, Caller},
+    auth::{Action, Attempt, Caller, Resource},
     limits,
+    resources::shares::{Rules, Shares},
 };
 
 /// Chunks of a leaf that are asked for.
@@ -23,7 +28,45 @@ pub(crate) struct ChunkRequest {
     pub(crate) entries: Vec<u32>,
 }
 
+/// Places for holds. A hold that does not fit is refused, and none gives way: a copy that waits is
+/// better than one that loses what it copies.
+pub(super) fn holds() -> Shares {
+    Shares::new(Rules {
+        what: "holds of snapshots",
+        total: limits::HOLDS_MAX,
+        local: limits::HOLDS_MAX / 4,
+        of_one: limits::HOLDS_OF_CONNECTION_MAX,
+        waiting: 0,
+        yields_after: Duration::MAX,
+        pace: 1,
+    })
+}
+
 impl Service {
+    /// Keeps the content of a snapshot for as long as its items are taken: the record first, then
+    /// signs of life.
+    pub(crate) async fn hold_snapshot(
+        &self,
+        caller: &Caller,
+        key: &str,
+    ) -> Result<Items<Option<SnapshotRecord>>> {
+        let on = [Resource::Snapshot(key)];
+        let open = async {
+            let key = request::snapshot_key("snapshot", key)?;
+            let place = self.0.holds.take(caller.holder(), 1, Duration::ZERO);
+            let place = place.await?;
+            place.settle(true);
+            let reader = self.store().open_snapshot(&key).await?;
+            Ok(((reader.record().clone(), reader.pin().clone()), place))
+        };
+        let stop = self.0.parts.stop.clone();
+        let work = |(record, pin), outlet| keep(record, pin, stop, outlet);
+        let (call, tell) = ((caller, Action::HoldSnapshot), |it: &Attempt, (): &()| {
+            it.served()
+        });
+        self.pass_stream(call, &on, open, work, tell).await
+    }
+
     /// Nodes of trees, as they are stored.
     pub(crate) async fn export_nodes(
         &self,
@@ -54,6 +97,30 @@ impl Service {
             it.served()
         });
         self.pass_stream(call, &[], open, work, tell).await
+    }
+}
+
+/// Keeps the content under a pin until the caller goes, which is the end of any hold.
+async fn keep(
+    record: SnapshotRecord,
+    _pin: RootPin,
+    stop: CancellationToken,
+    outlet: Outlet<Option<SnapshotRecord>>,
+) -> Result<()> {
+    let mut item = Some(record);
+    loop {
+        tokio::select! {
+            biased;
+            () = outlet.closed() => return Ok(()),
+            () = stop.cancelled() => return Err(Error::Stopping),
+            sent = outlet.send(item) => sent?,
+        }
+        item = None;
+        tokio::select! {
+            () = outlet.closed() => return Ok(()),
+            () = stop.cancelled() => return Err(Error::Stopping),
+            () = sleep(limits::HOLD_INTERVAL) => {}
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use varve_nbd::ServerUri;
-use varve_store::StoreStatus;
+use varve_store::{GcStatus, StoreStatus};
 
 use super::{Service, error::Result};
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) struct Facts {
 #[derive(Debug)]
 pub(crate) struct Status {
     pub(crate) store: StoreStatus,
+    pub(crate) gc: GcStatus,
     pub(crate) data_dir: PathBuf,
     pub(crate) started_at: SystemTime,
     pub(crate) nbd_uris: Vec<String>,
@@ -44,6 +45,7 @@ impl Service {
             let facts = &self.0.parts.facts;
             Ok(Status {
                 store: self.store().status().await?,
+                gc: self.store().gc_status(),
                 data_dir: facts.data_dir.clone(),
                 started_at: facts.started_at,
                 nbd_uris: facts.nbd_servers.iter().map(ServerUri::to_string).collect(),

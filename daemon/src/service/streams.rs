@@ -64,6 +64,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
         what,
         total,
         local: total / 4,
+        of_one: total,
         waiting: limits::WAITING_MAX,
         yields_after: limits::PLACE_YIELDS_AFTER,
         pace: limits::ANSWER_BYTES_PER_SECOND,
@@ -88,6 +89,11 @@ enum Queued<T> {
 pub(super) struct Outlet<T>(mpsc::Sender<Queued<T>>);
 
 impl<T> Outlet<T> {
+    /// Waits until nobody takes items any more.
+    pub(super) async fn closed(&self) {
+        self.0.closed().await;
+    }
+
     /// Sends one item; waits while the taker is behind.
     pub(super) async fn send(&self, item: T) -> Result<()> {
         self.0

@@ -30,12 +30,14 @@ impl Fixture {
         let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
-        let copies = Copies::new(store.clone(), config.copies, tasks.clone(), stop);
+        let copies = Copies::new(store.clone(), config.copies, tasks.clone(), stop.clone());
         let service = Service::new(Parts {
             store,
             tasks,
             copies,
+            stop,
             uploads: Arc::new(Uploads::new(limits::UPLOAD_IDLE)),
+            gc: config.gc.settings,
             facts: Facts {
                 data_dir: dir.path().to_owned(),
                 started_at: SystemTime::now(),

@@ -13,6 +13,7 @@ mod cut_off;
 mod deletions;
 mod endings;
 mod formats;
+mod gc;
 mod grammar;
 mod packed;
 mod replaced;

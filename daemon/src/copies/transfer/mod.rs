@@ -12,12 +12,11 @@ use std::{
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
-use varve_client::{ChunkRequest, ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState};
+use varve_client::{ChunkRequest, ErrorKind, FETCH_CHUNKS_MAX};
 use varve_content::{
     ChunkId,
     block::BLOCK_BYTES,
-    chunker::CHUNKER_VERSION,
-    tree::{CompareError, ComparedLeaves, LeafComparison, Root, RootId, WalkError},
+    tree::{ComparedLeaves, Root, RootId},
 };
 use varve_store::{
     Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotKey, SnapshotOrigin,
@@ -25,9 +24,10 @@ use varve_store::{
 };
 
 use super::{
-    base::{self, Base},
+    base::Base,
     claims::Claims,
     job::Job,
+    remote_snapshot::RemoteSnapshot,
     remotes::{Remotes, Source},
     source::{Connections, CopyError},
     tree::{Nodes, SizedLeaf},
@@ -37,8 +37,8 @@ use crate::{
     limits::{
         BUSY_WITHIN, COPIES_MAX, COPY_ANCESTORS_MAX, COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT,
         COPY_ESTIMATES_MAX, COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT,
-        COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, COPY_YIELDS_AFTER,
-        ESTIMATE_CHUNKS_MAX, FOREVER, REQUEST_BYTES_PER_SECOND,
+        COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_YIELDS_AFTER, ESTIMATE_CHUNKS_MAX, FOREVER,
+        REQUEST_BYTES_PER_SECOND,
     },
     resources::shares::{Hold, Holder, Rules, Shares},
 };
@@ -53,92 +53,11 @@ pub(crate) struct Estimate {
     pub(crate) data_bytes: u64,
 }
 
-/// A snapshot at the source, and the connections to it.
-struct RemoteSnapshot {
-    connections: Connections,
-    snapshot: varve_client::Snapshot,
-    root: Root,
-}
-
-impl RemoteSnapshot {
-    /// Asks the source for the snapshot.
-    async fn find(source: &Source, remotes: &Remotes, place: Arc<Hold>) -> Result<Self, CopyError> {
-        let connections = Connections::open(&remotes.address(source).await?, place).await?;
-        let client = connections.client();
-        let snapshot = connections.heard(client.snapshot(&source.snapshot)).await?;
-        let id = match (snapshot.state, snapshot.root) {
-            (SnapshotState::Completed, Some(id)) => id,
-            (state, _) => {
-                return Err(CopyError::NotCompleted {
-                    name: snapshot.name,
-                    state: state.as_str(),
-                    endpoint: source.endpoint.clone(),
-                });
-            }
-        };
-        let root = connections.heard(client.fetch_root(id)).await?;
-        if root.chunker_version != CHUNKER_VERSION {
-            return Err(CopyError::Refused(format!(
-                "{} cuts with chunker version {}, this store with {CHUNKER_VERSION}: they would share no chunks",
-                source.endpoint, root.chunker_version
-            )));
-        }
-        if root.size_bytes != snapshot.size_bytes {
-            return Err(CopyError::Refused(format!(
-                "{} says that snapshot {} has {} bytes, and its root {}",
-                source.endpoint, snapshot.name, snapshot.size_bytes, root.size_bytes
-            )));
-        }
-        Ok(Self {
-            connections,
-            snapshot,
-            root,
-        })
-    }
-
-    /// The leaves of the snapshot, in parts.
-    fn batches<'a>(
-        &self,
-        nodes: &'a Nodes<'a>,
-        base: Option<&'a Base>,
-    ) -> impl futures::Stream<Item = Result<ComparedLeaves, CopyError>> + 'a {
-        let walk = LeafComparison::new(&self.root, base.map(Base::root));
-        stream::try_unfold(walk, move |mut walk| async move {
-            let batch = match base {
-                Some(base) => walk
-                    .next(nodes, base, FETCH_NODES_MAX, COPY_KEPT_LEAVES)
-                    .await
-                    .map_err(|error| match error {
-                        CompareError::Tree(error) => walked(error),
-                        CompareError::Base(error) => base::walked(error),
-                    })?,
-                None => walk
-                    .next(nodes, nodes, FETCH_NODES_MAX, COPY_KEPT_LEAVES)
-                    .await
-                    .map_err(|error| match error {
-                        CompareError::Tree(error) | CompareError::Base(error) => walked(error),
-                    })?,
-            };
-            Ok(batch.map(|batch| (batch, walk)))
-        })
-    }
-}
-
 /// A snapshot that the wanted one descends from.
 enum Ancestor {
     Here(SnapshotRecord),
     /// As it is at the source; it is not here.
     There(varve_client::Snapshot),
-}
-
-/// What an error of a walk means to a copy.
-fn walked(error: WalkError<CopyError>) -> CopyError {
-    match error {
-        WalkError::Source(error) => error,
-        WalkError::Level { .. } | WalkError::Outside { .. } => {
-            CopyError::Mismatch(format!("the source's tree cannot be: {error}"))
-        }
-    }
 }
 
 /// What all copies share: the store, the remotes, and the places of fetches.
@@ -160,6 +79,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
         what,
         total: total as u64,
         local: 0,
+        of_one: total as u64,
         // All copies there can be, with all that one does at one time.
         waiting: COPIES_MAX * COPY_FETCHES_IN_FLIGHT,
         yields_after: COPY_YIELDS_AFTER,
@@ -189,9 +109,24 @@ impl CopyEngine {
     }
 
     async fn copy_all(&self, job: &Job, place: Arc<Hold>) -> Result<SnapshotRecord, CopyError> {
-        let wanted = RemoteSnapshot::find(&job.source, &self.remotes, Arc::clone(&place)).await?;
-        let root = wanted.root.id();
+        let found = RemoteSnapshot::find(&job.source, &self.remotes, Arc::clone(&place)).await;
         let asked = job.record();
+        let wanted = match (found, asked.root) {
+            (Err(CopyError::Source(error)), Some(_)) if error.kind() == ErrorKind::NotFound => {
+                return Err(CopyError::Deleted {
+                    name: job.source.snapshot.clone(),
+                    endpoint: job.source.endpoint.clone(),
+                });
+            }
+            (Ok(wanted), Some(begun)) if wanted.root.id() != begun => {
+                return Err(CopyError::Refused(format!(
+                    "snapshot {} was deleted at {}, and another one has its name now",
+                    wanted.snapshot.name, wanted.endpoint
+                )));
+            }
+            (found, _) => found?,
+        };
+        let root = wanted.root.id();
         let name = if asked.name.is_empty() {
             wanted.snapshot.name.clone()
         } else {
@@ -264,10 +199,10 @@ impl CopyEngine {
             fetches: Semaphore::new(COPY_FETCHES_OF_ONE),
             dropped_blocks: AtomicU64::new(0),
         };
-        wanted
+        let transferring = wanted
             .batches(&nodes, base.as_ref())
-            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| transfer.take(batch))
-            .await?;
+            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| transfer.take(batch));
+        wanted.held(Box::pin(transferring)).await?;
         let dropped_blocks = transfer.dropped_blocks.into_inner();
         if let Some(base) = &base {
             let kept_blocks = base_blocks.saturating_sub(dropped_blocks);
@@ -374,7 +309,8 @@ impl CopyEngine {
         }
         let parent = self.parent(&wanted).await?;
         if let Some(base) = self.base(&wanted, parent).await? {
-            match self.count(&wanted, Some(&base)).await {
+            let counting = Box::pin(self.count(&wanted, Some(&base)));
+            match wanted.held(counting).await {
                 Err(CopyError::Base(error)) => {
                     let error = error.to_string();
                     warn!(error, "a snapshot before is no help to an estimate");
@@ -382,7 +318,7 @@ impl CopyEngine {
                 outcome => return outcome,
             }
         }
-        self.count(&wanted, None).await
+        wanted.held(Box::pin(self.count(&wanted, None))).await
     }
 
     /// Counts what is missing beyond a base.

@@ -1,12 +1,14 @@
 //! Every conversion between the protocol and the service's types.
 //!
 //! - `records`: snapshots, volumes, copies, remotes, status.
+//! - `gc`: collections, and what snapshots and volumes take.
 //! - `content`: uploads, downloads, ranges, chunks, leaves, nodes.
 //!
 //! Invariants: a value that does not fit the service's types is refused with an [`Error`] that
 //! names the field and the value. The service and the store check everything else.
 
 mod content;
+mod gc;
 mod records;
 
 use bytes::Bytes;
@@ -18,6 +20,7 @@ pub(super) use self::{
         chunk_ids, chunk_message, chunk_request, diff_extent, download_part, incoming_leaf,
         new_upload, node, node_key, range_part, root, stored_chunk, verify_state,
     },
+    gc::{dead_bytes, gc_choice, gc_plan, gc_state, gc_status, usage},
     records::{
         copy, copy_source, deletion, estimate, list_copies, list_snapshots, list_volumes,
         new_clone, new_copy, new_remote, new_snapshots, new_volume, remote, snapshot, status,

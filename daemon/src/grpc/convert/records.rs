@@ -275,6 +275,8 @@ pub(in crate::grpc) fn status(status: Status) -> v1::GetStatusResponse {
         free_bytes: store.free_bytes,
         read_only_reason: store.read_only_reason.unwrap_or_default(),
         nbd_uris: status.nbd_uris,
+        dead_bytes: super::dead_bytes(&status.gc),
+        gc: Some(super::gc_status(status.gc)),
     }
 }
 

@@ -70,8 +70,18 @@ impl Method {
             },
             ("varve.v1.ContentService", "Download" | "ReadSnapshot")
             | ("varve.v1.SnapshotService", "DiffSnapshots" | "VerifySnapshot")
-            | ("varve.v1.ReplicationService", "FetchChunks")
+            | ("varve.v1.ReplicationService", "Hold" | "FetchChunks")
+            | ("varve.v1.GcService", "RunGc")
             | ("grpc.health.v1.Health", "Watch") => STREAM,
+            ("varve.v1.GcService", "EstimateDelete" | "GetUsage") => Self {
+                request_bytes: limits::MESSAGE_BYTES_MAX,
+                answer_bytes: limits::ANSWER_BYTES_MAX as u64,
+                ..LONG
+            },
+            ("varve.v1.GcService", "PlanGc") => Self {
+                answer_bytes: limits::ANSWER_BYTES_MAX as u64,
+                ..LONG
+            },
             ("varve.v1.ContentService", "CommitUpload")
             | ("varve.v1.SnapshotService", "CreateSnapshots" | "DeleteSnapshot")
             | (
@@ -126,7 +136,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(streams, 6);
+        assert_eq!(streams, 8);
         let put = Method::of("/varve.v1.ContentService/PutLeaves");
         assert_eq!(put.request_bytes, limits::MESSAGE_BYTES_MAX);
         for odd in ["", "/", "x", "/x", "/x/y/z"] {

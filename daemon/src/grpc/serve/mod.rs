@@ -126,6 +126,7 @@ impl Serving {
                 what,
                 total,
                 local,
+                of_one: total,
                 waiting: limits::WAITING_MAX,
                 yields_after,
                 pace,

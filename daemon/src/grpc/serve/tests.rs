@@ -413,6 +413,7 @@ async fn the_place_of_a_stream_moves_as_its_message_arrives() {
             what: "streams",
             total: 1,
             local: 0,
+            of_one: 1,
             waiting: 4,
             yields_after: limits::PLACE_YIELDS_AFTER,
             pace: limits::REQUEST_BYTES_PER_SECOND,

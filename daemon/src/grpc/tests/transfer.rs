@@ -3,9 +3,13 @@
 use futures::StreamExt;
 use tonic::Code;
 use varve_content::codec::{Codec, Decoder};
-use varve_proto::v1::{download_response::Part, read_snapshot_response::Content};
+use varve_proto::v1::{
+    download_response::Part, read_snapshot_response::Content,
+    replication_service_client::ReplicationServiceClient,
+};
 
 use super::*;
+use crate::limits;
 
 /// A volume put together from a download, every chunk checked, and its snapshot.
 async fn download(daemon: &Daemon, snapshot: &str, plain: bool) -> (v1::Snapshot, Vec<u8>) {
@@ -288,4 +292,44 @@ async fn a_restart_keeps_what_was_committed_and_drops_open_uploads() {
         Code::NotFound
     );
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_outlives_its_snapshot_and_ends_with_the_daemon() {
+    let daemon = Daemon::start().await;
+    let made = daemon.upload("web", &noise(5, 1 << 20)).await;
+    let holding = || async {
+        let request = v1::HoldRequest {
+            snapshot: "web".to_owned(),
+        };
+        let mut service = ReplicationServiceClient::new(daemon.channel.clone());
+        let mut messages = service.hold(request).await?.into_inner();
+        let first = messages.message().await?.unwrap();
+        Ok::<_, Status>((first.snapshot.unwrap(), messages))
+    };
+    let mut held = Vec::new();
+    for _ in 0..limits::HOLDS_OF_CONNECTION_MAX {
+        held.push(holding().await.unwrap());
+    }
+    let refused = holding().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let (snapshot, mut messages) = held.pop().unwrap();
+    assert_eq!(snapshot, made);
+    drop(held);
+
+    let request = v1::DeleteSnapshotRequest {
+        snapshot: "web".to_owned(),
+    };
+    daemon.snapshots().delete_snapshot(request).await.unwrap();
+    // A place that is given back is free a moment later.
+    let gone = loop {
+        match holding().await.unwrap_err() {
+            busy if busy.code() == Code::ResourceExhausted => tokio::task::yield_now().await,
+            gone => break gone,
+        }
+    };
+    assert_eq!(gone.code(), Code::NotFound, "{gone}");
+    daemon.stop().await;
+    let ended = messages.message().await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable, "{ended}");
 }

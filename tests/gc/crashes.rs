@@ -1,0 +1,100 @@
+//! The daemon ends as if it were killed, at any point of a collection. Afterwards everything that
+//! is needed is there, also in an index that is made anew, and the next collection takes the rest.
+
+use std::os::unix::process::ExitStatusExt;
+
+use varve_store::failpoints::{Failpoint, VARIABLE};
+use varve_tests::{
+    daemon::Options,
+    lab::Lab,
+    process::{command, run},
+    programs::varved,
+    snapctl::exit,
+};
+
+use super::{IMAGE_BYTES, delete_two, gc, import_three, pack_bytes};
+
+/// The points that a collection passes, in their order.
+const POINTS: [Failpoint; 6] = [
+    Failpoint::GcMarked,
+    Failpoint::GcCondemned,
+    Failpoint::GcSurvivorsAppended,
+    Failpoint::GcSurvivorsSynced,
+    Failpoint::GcMoved,
+    Failpoint::GcUnlinked,
+];
+
+fn crash_at(lab: &mut Lab, point: &str) {
+    lab.varved.stop();
+    lab.restart_with(|options| options.env(VARIABLE, point));
+    lab.snapctl().run(["gc", "run"]).fails(exit::UNREACHABLE);
+    let status = lab.varved.wait();
+    assert!(
+        status.signal().is_some(),
+        "{point}: varved should have been ended by the point, not with {status}"
+    );
+    lab.restart();
+}
+
+fn rebuild(lab: &mut Lab) {
+    lab.varved.stop();
+    let data_dir = lab.data_dir();
+    let arguments = [
+        "rebuild".as_ref(),
+        "--data-dir".as_ref(),
+        data_dir.as_os_str(),
+    ];
+    run(command(varved(), arguments)).ok();
+    lab.varved = Options::new(data_dir).start();
+}
+
+#[test]
+fn a_crash_at_any_point_of_a_collection_loses_nothing() {
+    let mut lab = Lab::new();
+    let mut kept = Vec::new();
+    for (point, seed) in POINTS.iter().zip((0..).step_by(10)) {
+        let point = point.name();
+        // A crash before the rows have moved leaves the garbage to the next one.
+        if matches!(point, "gc-marked" | "gc-unlinked") {
+            let file = import_three(&lab, point, 9100 + seed);
+            delete_two(&lab, point);
+            kept.push((format!("{point}-c"), file));
+        }
+        let names: Vec<_> = kept.iter().map(|(name, _)| name.clone()).collect();
+        crash_at(&mut lab, point);
+        assert_eq!(lab.snapctl().verify_all(), names, "{point}");
+        rebuild(&mut lab);
+        assert_eq!(lab.snapctl().verify_all(), names, "{point}: made anew");
+    }
+    let before = pack_bytes(&lab);
+    gc(&lab, &["run"]);
+    let after = pack_bytes(&lab);
+    assert!(after <= before, "{before} {after}");
+    // Two images, and what of a pack may be dead.
+    assert!(after < 4 * IMAGE_BYTES, "{after}");
+    for (name, file) in kept {
+        lab.snapctl().verify(&name);
+        lab.assert_content(&name, &file);
+    }
+}
+
+/// Kills at moments that no point names.
+#[test]
+fn kills_during_collections_lose_nothing() {
+    let mut random = varve_tests::random::Random::of_test("kills_during_collections");
+    let mut lab = Lab::new();
+    let kept = import_three(&lab, "x", 9201);
+    delete_two(&lab, "x");
+    for _ in 0..4 {
+        let running = lab.snapctl().start(["gc", "run", "--rate", "20M"]);
+        std::thread::sleep(std::time::Duration::from_millis(random.within(1..2000)));
+        lab.varved.kill();
+        drop(running);
+        lab.restart();
+        assert_eq!(lab.snapctl().verify_all(), ["x-c"]);
+    }
+    gc(&lab, &["run"]);
+    assert_eq!(lab.snapctl().verify_all(), ["x-c"]);
+    lab.assert_content("x-c", &kept);
+    assert!(pack_bytes(&lab) < 2 * IMAGE_BYTES);
+}
