@@ -28,6 +28,7 @@ use varve_store::{
         store_file::StoreFile,
     },
     io::{self, IoEngine},
+    limits,
     meta::{Batch, Meta, RocksMeta},
     pack::{EncodedRecord, LocalPacks, PackStage, PackWriter},
 };
@@ -100,13 +101,19 @@ struct Store {
 impl Store {
     async fn create(dir: &Path) -> Result<Self, Failure> {
         let disk = io::choose(IoEngine::Auto)?;
-        let packs = LocalPacks::open_with(disk, dir, STORE, PACK_BYTES)?;
+        let packs = LocalPacks::open(disk, dir, STORE, PACK_BYTES, limits::PACKS_OPEN_MAX)?;
         let stage: Arc<dyn PackStage> = packs;
         let writer = |kind| PackWriter::resume(Arc::clone(&stage), kind, Vec::new());
         let (chunks, _) = writer(PackKind::Chunks).await?;
         let (nodes, _) = writer(PackKind::Nodes).await?;
         let mut log = BufWriter::new(File::create(names::catalog_log(dir))?);
-        log.write_all(&LogHeader { store: STORE }.encode())?;
+        log.write_all(
+            &LogHeader {
+                store: STORE,
+                checkpoint: None,
+            }
+            .encode(),
+        )?;
         Ok(Self {
             meta: RocksMeta::create(&names::index(dir), STORE)?,
             chunks,

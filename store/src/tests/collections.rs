@@ -125,10 +125,10 @@ async fn uploads(world: Rc<World>, mut random: Random, contents: Rc<Vec<Vec<u8>>
 async fn deletes(world: Rc<World>, mut random: Random) {
     while !world.over.get() {
         let many = world.snapshots.borrow().len();
-        if many > 3 || random.below(5) == 0 {
-            if let Some((name, _)) = world.any(&mut random) {
-                world.delete(&name).await;
-            }
+        if (many > 3 || random.below(5) == 0)
+            && let Some((name, _)) = world.any(&mut random)
+        {
+            world.delete(&name).await;
         }
         pause(&mut random).await;
     }
@@ -297,12 +297,13 @@ fn whatever_runs_beside_collections_everything_that_is_named_is_whole() {
 /// With nothing beside it, a collection leaves nothing that is dead in sealed packs.
 async fn settled(world: &World) {
     let store = &world.store;
-    for (name, image) in &*world.snapshots.borrow() {
+    let mut copies = world.snapshots.take();
+    for (name, image) in &copies {
         assert_holds(store, name, image).await;
     }
     let report = store.gc_run(eager()).await.unwrap();
     assert_eq!((&*report.held, &*report.kept), (&[][..], &[][..]));
-    for (name, image) in &*world.snapshots.borrow() {
+    for (name, image) in &copies {
         assert_holds(store, name, image).await;
     }
     let engine = store.engine();
@@ -323,10 +324,8 @@ async fn settled(world: &World) {
         record.unwrap_or_else(|error| panic!("{name} at {place:?}: {error}"));
     }
     // Deleted as a whole, it takes next to nothing.
-    let names: Vec<_> = world.snapshots.borrow().keys().cloned().collect();
+    let names: Vec<_> = copies.keys().cloned().collect();
     let before = store.status().await.unwrap();
-    let mut copies = BTreeMap::new();
-    std::mem::swap(&mut copies, &mut *world.snapshots.borrow_mut());
     for name in &names[names.len() / 2..] {
         store.delete_snapshot(&name.as_str().into()).await.unwrap();
         copies.remove(name);
