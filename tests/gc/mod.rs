@@ -73,11 +73,16 @@ fn what_deleted_snapshots_took_comes_back_as_it_was_said_before() {
     let exclusive = |usage: &Value, at: usize| number(&usage["snapshots"][at], "exclusive_bytes");
     assert!((0..3).all(|at| exclusive(&usage, at) > IMAGE_BYTES));
     let of_two = exclusive(&usage, 0) + exclusive(&usage, 1);
+    let dry_run = snapctl.json(["snapshot", "delete", "--dry-run", "x-a", "x-b"]);
+    assert_eq!(number(&dry_run, "dead_bytes"), of_two, "they share nothing");
+    let promised = number(&dry_run, "returned_bytes");
+
     delete_two(&lab, "x");
     let plan = gc(&lab, &["run", "--dry-run"]);
     let dead = number(&plan["usage"], "dead_bytes");
     assert_eq!(dead, before + of_two, "{plan}");
-    assert!(number(&plan, "returned_bytes") > IMAGE_BYTES, "{plan}");
+    assert_eq!(number(&plan, "returned_bytes"), promised, "{plan}");
+    assert!(promised > IMAGE_BYTES, "{plan}");
     assert_eq!(pack_bytes(&lab), full, "a dry run changes nothing");
 
     let report = gc(&lab, &["run"]);

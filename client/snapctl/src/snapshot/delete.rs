@@ -15,7 +15,10 @@ use std::{
 use clap::Args;
 use futures::TryStreamExt as _;
 use serde_json::json;
-use varve_client::{Client, Error, ErrorKind, Snapshot, SnapshotDeletion, SnapshotFilter};
+use varve_client::{
+    Client, DeleteEstimate, Error, ErrorKind, Snapshot, SnapshotDeletion, SnapshotFilter,
+    USAGE_RECORDS_MAX,
+};
 
 use crate::{
     Options,
@@ -46,7 +49,8 @@ pub(crate) struct Delete {
     /// Delete only snapshots with this tag; given more than once, those with all of the tags
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
-    /// List the snapshots that would be deleted, and delete none
+    /// List the snapshots that would be deleted and the bytes that their deletion would give back,
+    /// and delete none
     #[arg(long)]
     dry_run: bool,
     /// Do not ask. Without names and without a terminal, snapshots are deleted only with --yes
@@ -80,6 +84,12 @@ impl Delete {
         let mut report = Report::new(&self, options.output);
         let keys = self.select(client, options, &mut report).await?;
         let wanted = keys.len();
+        if self.dry_run {
+            let estimate = estimate(client, options, keys).await;
+            report.estimate = *estimate.as_ref().unwrap_or(&None);
+            report.end()?;
+            return estimate.and_then(|_| report.outcome());
+        }
         if self.asks() && wanted > 0 && !blocking(move || Ok(is_confirmed(wanted))).await? {
             let why = "not confirmed, so no snapshot is deleted";
             return Err(Error::new(ErrorKind::Cancelled, WHAT, why).into());
@@ -128,9 +138,9 @@ impl Delete {
         report: &mut Report,
     ) -> Result<Vec<String>, Failure> {
         let mut keys = Vec::new();
-        let mut take = |snapshot: Snapshot| {
+        let mut take = |snapshot: Snapshot| -> Result<(), Failure> {
             if self.dry_run {
-                return report.done(&snapshot);
+                report.done(&snapshot)?;
             }
             if self.asks() && keys.len() < SHOWN {
                 let created = output::time(snapshot.created_at);
@@ -208,6 +218,26 @@ impl Matching {
     }
 }
 
+/// What the deletion of snapshots would give back, all together. `None` for none, and for more than
+/// can be counted at one time.
+async fn estimate(
+    client: &Client,
+    options: &Options,
+    ids: Vec<String>,
+) -> Result<Option<DeleteEstimate>, Failure> {
+    match ids.len() {
+        0 => Ok(None),
+        1..=USAGE_RECORDS_MAX => Ok(Some(client.estimate_delete(ids).await?)),
+        more => {
+            options.remark(format_args!(
+                "{more} snapshots are too many to tell what their deletion gives back: at most \
+                 {USAGE_RECORDS_MAX}"
+            ));
+            Ok(None)
+        }
+    }
+}
+
 /// Asks on the terminal if so many snapshots are to be deleted.
 fn is_confirmed(count: usize) -> bool {
     let unseen = count.saturating_sub(SHOWN);
@@ -232,6 +262,8 @@ struct Report {
     count: u64,
     /// Names or ids of the snapshots that were not deleted, and the reasons.
     failures: Vec<(String, Error)>,
+    /// Of a dry run: what the deletion would give back.
+    estimate: Option<DeleteEstimate>,
 }
 
 impl Report {
@@ -242,9 +274,11 @@ impl Report {
                 true => "would delete",
                 false => "deleted",
             },
-            is_one: delete.snapshots.len() == 1 && !delete.has_filters(),
+            // A dry run says something of all of them.
+            is_one: delete.snapshots.len() == 1 && !delete.has_filters() && !delete.dry_run,
             count: 0,
             failures: Vec::new(),
+            estimate: None,
         }
     }
 
@@ -274,7 +308,17 @@ impl Report {
         if self.output != Output::Json && self.count == 0 && self.failures.is_empty() {
             return output::line("no snapshots");
         }
-        if self.output != Output::Json || self.is_one {
+        if self.output != Output::Json {
+            return match self.estimate {
+                Some(estimate) => output::line(format_args!(
+                    "{} would become dead, and the next collection would return {}",
+                    output::size(estimate.dead_bytes),
+                    output::size(estimate.returned_bytes)
+                )),
+                None => Ok(()),
+            };
+        }
+        if self.is_one {
             return Ok(());
         }
         let begin = if self.count == 0 { JSON_BEGIN } else { "" };
@@ -283,7 +327,14 @@ impl Report {
             json!({ "snapshot": key, "kind": kind, "message": message })
         });
         let failures: Vec<_> = failures.collect();
-        output::json_text(&format!("{begin}],\"not_deleted\":{}}}\n", json!(failures)))
+        let estimate = self.estimate.map_or_else(String::new, |it| {
+            let (dead, returned) = (it.dead_bytes, it.returned_bytes);
+            format!(",\"dead_bytes\":{dead},\"returned_bytes\":{returned}")
+        });
+        let failures = json!(failures);
+        output::json_text(&format!(
+            "{begin}],\"not_deleted\":{failures}{estimate}}}\n"
+        ))
     }
 
     /// The failure of the command, if a snapshot was not deleted.

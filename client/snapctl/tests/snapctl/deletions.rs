@@ -59,6 +59,13 @@ fn filters_select_and_names_are_narrowed_by_them() {
             .collect();
         if said.is_empty() {
             "no snapshots\n".clone_into(&mut said);
+        } else {
+            let count = matching.len();
+            said.push_str(&format!(
+                "{}.0 MiB would become dead, and the next collection would return {}.0 MiB\n",
+                3 * count,
+                2 * count
+            ));
         }
         assert_eq!((code, stdout), (0, said), "{filters:?}");
     }

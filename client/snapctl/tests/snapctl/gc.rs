@@ -53,6 +53,20 @@ fn a_plan_is_the_dry_run_of_a_collection() {
 }
 
 #[test]
+fn a_dry_run_tells_what_a_deletion_gives_back() {
+    let daemon = daemon();
+    let command = ["snapshot", "delete", "web", "--dry-run"];
+    let text = succeed(&daemon, &command);
+    assert!(text.contains("would delete web"), "{text}");
+    assert!(text.contains("3.0 MiB would become dead"), "{text}");
+    assert!(text.contains("would return 2.0 MiB"), "{text}");
+    let json = parse(&succeed(&daemon, &[&command[..], &["-o", "json"]].concat()));
+    assert_eq!(json["snapshots"][0]["name"], "web");
+    assert_eq!(json["dead_bytes"], 3 << 20);
+    assert_eq!(json["returned_bytes"], 2 << 20);
+}
+
+#[test]
 fn options_of_a_collection_are_checked() {
     let daemon = daemon();
     for (command, says) in [
