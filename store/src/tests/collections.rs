@@ -1,19 +1,9 @@
 //! Collections beside everything else: whatever is stored, read, cloned and deleted meanwhile,
 //! everything that a record names is whole at any time.
 //!
-//! The rules of `gc/run.rs` and `engine/reliance.rs`. Each was switched off once, and these tests
-//! failed:
-//!
-//! | rule | switched off by |
-//! | --- | --- |
-//! | hits hold their packs | `Guard::hold` holds nothing |
-//! | names in condemned packs are unknown | `Guard::hold` says that they are known |
-//! | rows stay | `Commit::put_rows` puts all |
-//! | rows in condemned packs are replaced | `Commit::put_rows` forgets the condemned |
-//! | floors | `run` takes all sealed packs |
-//! | late roots | `needed` uses the marks of the first roots |
-//! | pins count | `roots::collect` leaves them out |
-//! | rows move before files go | `Sweep::try_end` removes first |
+//! `sweeps.rs` has a test of its own for each of these rules of `engine/reliance.rs`, and fails
+//! without it: hits hold their packs, names in condemned packs are unknown, and rows in condemned
+//! packs are replaced.
 
 use std::{
     cell::{Cell, RefCell},
