@@ -156,6 +156,7 @@ fn json_is_stable() {
             "chunk_bytes": 300 << 10, "stored_bytes": 100 << 10, "packs": 1, "uploads": 0, "nbd_connections": 0,
             "io_engine": "io_uring", "compression": "zstd", "free_bytes": 1_u64 << 40,
             "read_only_reason": "fdatasync failed", "nbd_uris": ["nbd+unix:///?socket=/data/nbd.sock"],
+            "dead_bytes": null, "dedupe_ratio": f64::from(8 << 20) / 300.0, "compression_ratio": 3.0, "gc": null,
         })
     );
 
