@@ -169,6 +169,10 @@ impl DamagedLog {
                 last_is_mark = is_end_mark(block);
                 offset_bytes += block.len() as u64;
             }
+            // The end, perhaps in the middle of a block, where nothing can be read on.
+            if window.len() < WINDOW_BYTES {
+                break;
+            }
         }
         lost.rest = None;
         // Nothing can be read behind the damage: each block may have been a record.

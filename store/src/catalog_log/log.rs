@@ -12,7 +12,7 @@ use crate::{
     failpoints::{Failpoint, reach},
     format::{
         Kinds, StoreId,
-        catalog_log::{LogHeader, Position, Record},
+        catalog_log::{LOG_ALIGN, LogHeader, Position, Record},
         names,
     },
     io::{AlignedBuf, Disk, File, OpenMode},
@@ -165,6 +165,8 @@ impl CatalogLog {
         // An end that is longer than a record is damage, and is not cut off.
         let len = usize::try_from(len_bytes.saturating_sub(offset_bytes))
             .map_or(WINDOW_BYTES, |len| len.min(WINDOW_BYTES));
+        // Reads past the page cache have whole blocks.
+        let len = len.next_multiple_of(LOG_ALIGN);
         let read = self.disk.read_up_to(&self.file, offset_bytes, len).await;
         let tail = read.map_err(|source| Error::io("read", self.path(), source))?;
         Ok((offset_bytes, tail))

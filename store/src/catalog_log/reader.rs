@@ -7,16 +7,19 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 use crate::{
     Damage, Error, Result,
     format::{
         Change, FormatError, Kinds,
         catalog_log::{
-            self, Found, LOG_HEADER_BYTES, LOG_RECORD_BYTES_MAX, LogHeader, Position, Record,
+            self, Found, LOG_ALIGN, LOG_HEADER_BYTES, LOG_RECORD_BYTES_MAX, LogHeader, Position,
+            Record,
             checkpoint::{BLOCK_BYTES_MAX, BlockReader, Part},
         },
     },
-    io::{AlignedBuf, Disk, File},
+    io::{Disk, File},
 };
 
 /// Read at a time.
@@ -48,11 +51,18 @@ struct Readable {
 
 impl Readable {
     /// The bytes from an offset on, as many as are read at a time.
-    async fn window(&self, offset_bytes: u64) -> Result<AlignedBuf> {
+    async fn window(&self, offset_bytes: u64) -> Result<Bytes> {
         let rest = self.end_bytes.saturating_sub(offset_bytes);
         let len = usize::try_from(rest).map_or(WINDOW_BYTES, |rest| rest.min(WINDOW_BYTES));
-        let read = self.disk.read_up_to(&self.file, offset_bytes, len).await;
-        read.map_err(|source| Error::io("read", &self.path, source))
+        // A torn end has any length, and reads past the page cache have whole blocks.
+        let aligned = len.next_multiple_of(LOG_ALIGN);
+        let read = self
+            .disk
+            .read_up_to(&self.file, offset_bytes, aligned)
+            .await;
+        let read = read.map_err(|source| Error::io("read", &self.path, source))?;
+        let bytes = read.into_bytes();
+        Ok(bytes.slice(..len.min(bytes.len())))
     }
 }
 
