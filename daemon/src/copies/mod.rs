@@ -3,7 +3,7 @@
 //! ```text
 //! service::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
 //!                               └> remotes: where the other daemon is
-//!                               └> transfer ──> remote_snapshot: what is copied, held at the source
+//!                               └> transfer ──> remote_snapshot: what is copied, and held there
 //!                                           └─> tree: nodes, from here or from the source
 //!                                           └─> base: what a snapshot before it has here already
 //!                                           └─> source: connections to the other daemon

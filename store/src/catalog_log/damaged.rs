@@ -150,7 +150,8 @@ impl DamagedLog {
                 break;
             }
             for block in window.chunks(LOG_ALIGN) {
-                // The damaged record may be one of which the header can be read: it is behind `from`.
+                // The header of the damaged record itself may be readable. It does not count: only
+                // records from the number of `from` on do.
                 if let Some(sequence) = sequence_at(block)
                     && sequence >= from.next_sequence
                 {

@@ -43,13 +43,12 @@ use crate::{
     Error, Result,
     catalog_log::CatalogLog,
     engine::{
-        DirectoryLock, Floors, HeldPack, Reliance, Workers,
+        DirectoryLock, Reliance, Workers,
         unindexed::{Note, Unindexed},
     },
     failpoints::{Failpoint, reach},
     format::{
-        CatalogRecord, Change, Name, PackId, PackKind, PackState, catalog_log::Record,
-        pack::Payload,
+        CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
     },
     io::Disk,
     limits,
@@ -64,8 +63,8 @@ pub(crate) struct Generation(u64);
 
 #[derive(Debug)]
 pub(crate) struct Commit {
-    chunks: PackWriter,
-    nodes: PackWriter,
+    pub(super) chunks: PackWriter,
+    pub(super) nodes: PackWriter,
     meta: Arc<dyn Meta>,
     workers: Arc<Workers>,
     disk: Arc<dyn Disk>,
@@ -73,17 +72,17 @@ pub(crate) struct Commit {
     index_full: AtomicBool,
     pending: RwLock<Pending>,
     /// What of them packs may have already.
-    unindexed: Arc<Unindexed>,
+    pub(super) unindexed: Arc<Unindexed>,
     /// One flush at a time: a second would sync what the first does.
-    flushing: Mutex<()>,
+    pub(super) flushing: Mutex<()>,
     /// Changes of the catalog are made one after another.
     pub(super) catalog: Mutex<CatalogLog>,
     /// One checkpoint of the catalog log at a time.
     pub(super) log_checkpoint: Mutex<()>,
     /// Held as long as anything here may write.
     _lock: DirectoryLock,
-    lost: Arc<RwLock<LostPlaces>>,
-    reliance: Arc<Reliance>,
+    pub(super) lost: Arc<RwLock<LostPlaces>>,
+    pub(super) reliance: Arc<Reliance>,
 }
 
 /// What the commit path is made of.
@@ -260,19 +259,6 @@ impl Commit {
     /// Why the store has stopped writing, if it has.
     pub(crate) fn poisoned(&self) -> Option<String> {
         self.pending.read().poisoned.clone()
-    }
-
-    /// A row that is made from now on points into a pack at or above these.
-    pub(crate) fn floors(&self) -> Floors {
-        // In this order: a record that is on its way to a row is appended now, or in a pack without
-        // a footer, or in one that is begun later. A pack that is begun later has a higher number.
-        let next = self.chunks.next_number();
-        let unsealed = |writer: &PackWriter| writer.lowest_unsealed().unwrap_or(next);
-        let unsealed = Floors {
-            chunks: next.min(unsealed(&self.chunks)),
-            nodes: next.min(unsealed(&self.nodes)),
-        };
-        unsealed.lower(self.unindexed.floors())
     }
 
     /// How records are kept that were appended and that the index does not know yet.
@@ -564,75 +550,6 @@ impl Commit {
         Ok(())
     }
 
-    /// The rows of new records. A row that is there stays, and the new record is a second copy that
-    /// nothing points to: others may rely on the pack that the row points into. But a row is
-    /// replaced that points to a lost record, or into a condemned pack, because whoever asked for
-    /// the record was told that the store has not got it.
-    async fn put_rows(
-        &self,
-        records: impl Iterator<Item = &PlacedRecord> + Clone,
-        batch: &mut Batch,
-    ) -> Result<()> {
-        for pack in self.reliance.condemned() {
-            batch.pack_is_gone(pack);
-        }
-        for record in records.clone() {
-            batch.put_unless_kept(record.name, record.location);
-        }
-        if self.lost.read().is_empty() {
-            return Ok(());
-        }
-        let names: Vec<_> = records.clone().map(|record| record.name).collect();
-        let rows = self.ask(move |meta| meta.lookup(&names)).await?;
-        let lost = self.lost.read();
-        for (record, row) in records.zip(rows) {
-            if row.is_some_and(|row| lost.hold(&row)) {
-                batch.put(record.name, record.location);
-            }
-        }
-        Ok(())
-    }
-
-    /// Condemns those packs that no guard holds, and returns the others. No row is made meanwhile:
-    /// a row that is made later does not stay in favour of a copy if it points into one of them.
-    pub(crate) async fn condemn(self: &Arc<Self>, packs: Vec<PackId>) -> Result<Vec<HeldPack>> {
-        self.to_the_end(|commit| async move {
-            let _flushing = commit.flushing.lock().await;
-            Ok(commit.reliance.condemn(packs))
-        })
-        .await
-    }
-
-    /// Moves and removes rows, in this order of batches. The last one makes all of them durable. No
-    /// row is made meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// After [`Error::Full`] and [`Error::Shortage`] it is unknown which batches were applied; they
-    /// may be applied again. Uploads under way lose nothing by that. Any other error stops the
-    /// store.
-    pub(crate) async fn relocate(self: &Arc<Self>, batches: Vec<Batch>) -> Result<()> {
-        self.to_the_end(|commit| async move {
-            let _flushing = commit.flushing.lock().await;
-            commit.writable()?;
-            let last = batches.len().saturating_sub(1);
-            for (position, batch) in batches.into_iter().enumerate() {
-                match commit.apply(batch, position == last).await {
-                    Ok(()) => {}
-                    Err(error @ (Error::Full { .. } | Error::Shortage { .. })) => {
-                        return Err(error);
-                    }
-                    Err(error) => {
-                        commit.poison(&error);
-                        return Err(error);
-                    }
-                }
-            }
-            Ok(())
-        })
-        .await
-    }
-
     /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so
     /// the index cannot point at bytes that a power cut may take.
     async fn make_durable(
@@ -649,7 +566,7 @@ impl Commit {
         self.written(flushed.settle(appended).map_err(Error::from))
     }
 
-    async fn ask<T, F>(&self, ask: F) -> Result<T>
+    pub(super) async fn ask<T, F>(&self, ask: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
@@ -658,7 +575,7 @@ impl Commit {
         self.workers.commit(move || ask(&*meta)).await?
     }
 
-    async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+    pub(super) async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
         let mut tries = self.disk.patience().tries();
         loop {
             let (meta, batch) = (Arc::clone(&self.meta), batch.clone());

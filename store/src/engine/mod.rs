@@ -15,6 +15,7 @@
 //! | `chunk` | chunks on their way out, and the check that they pass |
 //! | `pins` | roots whose content is in use |
 //! | `reliance` | packs that running work relies on |
+//! | `rows` | which rows are made, moved and removed |
 //! | `query` | snapshots and volumes alike: find, list, tag |
 //! | `workers` | threads for hashing, compression and calls that block |
 //! | `budget` | what uploads and reads may hold at one time |
@@ -39,6 +40,7 @@ mod options;
 mod pins;
 mod query;
 mod reliance;
+mod rows;
 mod space;
 mod unindexed;
 mod workers;

@@ -1,0 +1,96 @@
+//! Rows of the index: which new ones are made, and which the collector moves and removes. All of it
+//! is done while nobody else makes rows.
+
+use std::sync::Arc;
+
+use super::{Commit, Floors, HeldPack};
+use crate::{
+    Error, Result,
+    format::PackId,
+    meta::Batch,
+    pack::{PackWriter, PlacedRecord},
+};
+
+impl Commit {
+    /// A row that is made from now on points into a pack at or above these.
+    pub(crate) fn floors(&self) -> Floors {
+        // In this order: a record that is on its way to a row is appended now, or in a pack without
+        // a footer, or in one that is begun later. A pack that is begun later has a higher number.
+        let next = self.chunks.next_number();
+        let unsealed = |writer: &PackWriter| writer.lowest_unsealed().unwrap_or(next);
+        let unsealed = Floors {
+            chunks: next.min(unsealed(&self.chunks)),
+            nodes: next.min(unsealed(&self.nodes)),
+        };
+        unsealed.lower(self.unindexed.floors())
+    }
+
+    /// The rows of new records. A row that is there stays, and the new record is a second copy that
+    /// nothing points to: others may rely on the pack that the row points into. But a row is
+    /// replaced that points to a lost record, or into a condemned pack, because whoever asked for
+    /// the record was told that the store has not got it.
+    pub(super) async fn put_rows(
+        &self,
+        records: impl Iterator<Item = &PlacedRecord> + Clone,
+        batch: &mut Batch,
+    ) -> Result<()> {
+        for pack in self.reliance.condemned() {
+            batch.pack_is_gone(pack);
+        }
+        for record in records.clone() {
+            batch.put_unless_kept(record.name, record.location);
+        }
+        if self.lost.read().is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = records.clone().map(|record| record.name).collect();
+        let rows = self.ask(move |meta| meta.lookup(&names)).await?;
+        let lost = self.lost.read();
+        for (record, row) in records.zip(rows) {
+            if row.is_some_and(|row| lost.hold(&row)) {
+                batch.put(record.name, record.location);
+            }
+        }
+        Ok(())
+    }
+
+    /// Condemns those packs that no guard holds, and returns the others. No row is made meanwhile:
+    /// a row that is made later does not stay in favour of a copy if it points into one of them.
+    pub(crate) async fn condemn(self: &Arc<Self>, packs: Vec<PackId>) -> Result<Vec<HeldPack>> {
+        self.to_the_end(|commit| async move {
+            let _flushing = commit.flushing.lock().await;
+            Ok(commit.reliance.condemn(packs))
+        })
+        .await
+    }
+
+    /// Moves and removes rows, in this order of batches. The last one makes all of them durable. No
+    /// row is made meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// After [`Error::Full`] and [`Error::Shortage`] it is unknown which batches were applied; they
+    /// may be applied again. Uploads under way lose nothing by that. Any other error stops the
+    /// store.
+    pub(crate) async fn relocate(self: &Arc<Self>, batches: Vec<Batch>) -> Result<()> {
+        self.to_the_end(|commit| async move {
+            let _flushing = commit.flushing.lock().await;
+            commit.writable()?;
+            let last = batches.len().saturating_sub(1);
+            for (position, batch) in batches.into_iter().enumerate() {
+                match commit.apply(batch, position == last).await {
+                    Ok(()) => {}
+                    Err(error @ (Error::Full { .. } | Error::Shortage { .. })) => {
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        commit.poison(&error);
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
