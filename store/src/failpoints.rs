@@ -59,8 +59,8 @@ failpoints! {
     CatalogLogSynced = "catalog-log-synced",
     /// RocksDB has the record too, and the caller has no answer. After: the snapshot is whole.
     CatalogApplied = "catalog-applied",
-    /// A new catalog log with a checkpoint is durable beside the old one, and has all records. After:
-    /// the old log is in place, and a start removes the new one.
+    /// A new catalog log with a checkpoint is durable beside the old one, and has all records.
+    /// After: the old log is in place, and a start removes the new one.
     LogCheckpointWritten = "log-checkpoint-written",
     /// The new log has taken the old one's place, and the directory is not synced. After: either
     /// log is in place; both have all records.

@@ -10,8 +10,8 @@
 //! - **New rows.** A row that is made after an ingest has begun points into a pack whose number is
 //!   at or above the guard's [`Floors`], whoever makes it: its record was appended later, or was on
 //!   its way to the index, or the collector was moving records into that pack. The collector takes
-//!   no pack at or above the floors of an open guard. So they cover records that the ingest appends,
-//!   and those that it finds without a row.
+//!   no pack at or above the floors of an open guard. So they cover records that the ingest
+//!   appends, and those that it finds without a row.
 //! - **Leaves that are taken over.** They hang on a root, which the ingest [pins](super::pins).
 //!
 //! A pack is condemned only while no guard holds it, and stays condemned until it is gone. If it

@@ -3,7 +3,7 @@
 //! ```text
 //! FORMAT                          which store this is: written first, and once
 //! LOCK                            locked by the process that has the store open
-//! catalog.log                     every change of the catalog, or a checkpoint and the changes since
+//! catalog.log                     changes of the catalog, perhaps behind a checkpoint
 //! catalog.log.new                 the next one, as long as its checkpoint is being written
 //! catalog.log.old                 the one that the last checkpoint replaced
 //! catalog.log.damaged             one that a rebuild replaced; then .damaged-1 and so on

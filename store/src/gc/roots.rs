@@ -2,10 +2,10 @@
 //!
 //! The catalog is read as it is at one moment, and the pins after it, never the other way round. A
 //! root whose record is gone at that moment, and which is still in use, was pinned before the
-//! deletion ([`Pins`](crate::engine::Pins) says why), so the pin is seen. A root whose record is made
-//! later is the subject of the claim in [`run`](super::run()): it hangs on content that no collection
-//! touches. Were the catalog read page by page, a root could go from a record whose page is yet to be
-//! read to one whose page was read.
+//! deletion ([`Pins`](crate::engine::Pins) says why), so the pin is seen. A root whose record is
+//! made later is the subject of the claim in [`run`](super::run()): it hangs on content that no
+//! collection touches. Were the catalog read page by page, a root could go from a record whose page
+//! is yet to be read to one whose page was read.
 
 use std::{fmt, ops::ControlFlow, sync::Arc};
 

@@ -10,8 +10,8 @@
 //!
 //! # Why nothing is lost
 //!
-//! *Claim.* Every name that a root reaches, whenever after step 4 a record or a pin names that root,
-//! is marked, or its row does not point into the condemned packs.
+//! *Claim.* Every name that a root reaches, whenever after step 4 a record or a pin names that
+//! root, is marked, or its row does not point into the condemned packs.
 //!
 //! Roots that are seen in step 4 are marked. The catalog is read as it is at one moment, and the
 //! pins after that. A root whose record is gone by then and that is still in use was pinned before
@@ -27,12 +27,12 @@
 //! - *It had no row.* Its row was made after the ingest had begun, so the row points into a pack at
 //!   or above the floors of the ingest. If the ingest was open in step 1, no such pack is in the
 //!   plan. If it began later, the pack was not sealed in step 1, and is not in the plan either. The
-//!   same holds for a row that a collection has moved since the ingest began, in favour of which the
-//!   ingest's own copy was dropped: packs that records are moved into count for the floors of all
-//!   ingests that begin meanwhile.
-//! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that root,
-//!   when a record or another pin named it. By induction over the order of such pins the claim holds
-//!   for that root.
+//!   same holds for a row that a collection has moved since the ingest began, in favour of which
+//!   the ingest's own copy was dropped: packs that records are moved into count for the floors of
+//!   all ingests that begin meanwhile.
+//! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that
+//!   root, when a record or another pin named it. By induction over the order of such pins the
+//!   claim holds for that root.
 //!
 //! No clock, age or grace time is part of this.
 //!

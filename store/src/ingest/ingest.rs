@@ -205,8 +205,8 @@ impl Ingest {
         Ok(accepted)
     }
 
-    /// For each chunk, how the store keeps it. Chunks in `kept` may be on their way from one pack to
-    /// another: a pin keeps them.
+    /// For each chunk, how the store keeps it. Chunks in `kept` may be on their way from one pack
+    /// to another: a pin keeps them.
     async fn known(
         &self,
         chunks: &[ChunkId],

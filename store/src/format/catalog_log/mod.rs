@@ -460,8 +460,8 @@ impl Iterator for Scan<'_> {
     }
 }
 
-/// The number of the record whose header is at the start of `bytes`, whatever its payload. `None` if
-/// there is no header. Behind damage it tells where the log goes on.
+/// The number of the record whose header is at the start of `bytes`, whatever its payload. `None`
+/// if there is no header. Behind damage it tells where the log goes on.
 #[must_use]
 pub fn sequence_at(bytes: &[u8]) -> Option<u64> {
     let header = RecordHeader::decode(bytes).ok()?;
