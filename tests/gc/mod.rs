@@ -12,7 +12,6 @@ use varve_tests::{
     data_dir::packs,
     image,
     lab::Lab,
-    process::wait_for,
     snapctl::{exit, number},
 };
 
@@ -51,10 +50,6 @@ fn delete_two(lab: &Lab, name: &str) {
 fn gc(lab: &Lab, arguments: &[&str]) -> Value {
     let arguments = ["gc"].iter().chain(arguments);
     lab.snapctl().json(arguments)
-}
-
-fn is_running(lab: &Lab) -> bool {
-    !gc(lab, &["status"])["running"].is_null()
 }
 
 #[test]
@@ -131,37 +126,4 @@ fn a_volume_holds_what_it_was_made_from() {
     }
     let missing = snapctl.run(["du", "none"]).fails(exit::NOT_FOUND);
     assert!(missing.contains("none"), "{missing}");
-}
-
-#[test]
-fn a_collection_is_stopped_and_another_goes_on() {
-    let mut lab = Lab::new();
-    let kept = import_three(&lab, "x", 9021);
-    delete_two(&lab, "x");
-    let full = pack_bytes(&lab);
-    let slow = ["gc", "run", "--rate", "8M"];
-    let mut interrupted = lab.snapctl().start(slow);
-    wait_for("a collection to run", || is_running(&lab).then_some(()));
-    let refused = lab.snapctl().run(["gc", "run"]).fails(exit::CONFLICT);
-    assert!(refused.contains("running"), "{refused}");
-    interrupted.signal(rustix::process::Signal::INT);
-    let said = interrupted.wait().fails(exit::INTERRUPTED);
-    assert!(said.contains("gc stop"), "{said}");
-    assert!(is_running(&lab), "it goes on");
-    gc(&lab, &["stop"]);
-    wait_for("the collection to end", || {
-        (!is_running(&lab)).then_some(())
-    });
-    let last = gc(&lab, &["status"])["last"].clone();
-    assert_eq!(last["report"]["stopped"], true, "{last}");
-    assert_eq!(lab.snapctl().verify_all(), ["x-c"]);
-
-    let _running = lab.snapctl().start(slow);
-    wait_for("a collection to run", || is_running(&lab).then_some(()));
-    lab.varved.stop();
-    lab.restart();
-    assert_eq!(lab.snapctl().verify_all(), ["x-c"]);
-    gc(&lab, &["run"]);
-    assert!(pack_bytes(&lab) + IMAGE_BYTES < full);
-    lab.assert_content("x-c", &kept);
 }
