@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use varve_content::codec::Compression;
 
 use super::{
-    Budgets, Commit, FreeSpace, Guard, Options, Pins, Priority, ReadCache, Reliance, Workers,
+    Budgets, Commit, FreeSpace, Guard, Lent, Options, Pins, Priority, ReadCache, Reliance, Workers,
 };
 use crate::{
     Damage, Error, Place, Result,
     format::StoreId,
     io::Disk,
+    limits,
     meta::Meta,
     pack::{LostPlaces, PackReader, PackStage},
 };
@@ -46,7 +47,25 @@ pub(crate) struct Engine {
     pub(crate) stocktaking: Mutex<()>,
 }
 
+/// The turn to take stock of all content, and the memory for it.
+#[derive(Debug)]
+pub(crate) struct Stocktaking<'a> {
+    // Given back before the turn is.
+    _memory: Lent<'a>,
+    _turn: MutexGuard<'a, ()>,
+}
+
 impl Engine {
+    /// Waits for the turn to take stock of all content, and borrows the memory for it from the
+    /// cache.
+    pub(crate) async fn take_stock(&self) -> Stocktaking<'_> {
+        let turn = self.stocktaking.lock().await;
+        Stocktaking {
+            _memory: self.cache.lend(limits::GC_BYTES_MAX),
+            _turn: turn,
+        }
+    }
+
     /// Begins to rely on packs, for work that stores something.
     pub(crate) fn rely(&self, label: &str) -> Arc<Guard> {
         self.reliance.begin(label, self.commit.floors())

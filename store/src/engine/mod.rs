@@ -48,7 +48,7 @@ mod workers;
 pub(crate) use self::{
     apart::{apart, apart_if_it_waits},
     budget::Budgets,
-    cache::ReadCache,
+    cache::{Lent, ReadCache},
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, CommitParts, Generation, PoisonOnPanic, joined},
     engine::Engine,

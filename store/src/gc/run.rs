@@ -53,6 +53,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
+    account::is_candidate,
     mark::{Live, mark},
     pace::Pace,
     plan::{GcAction, GcSettings, GcStep, plan},
@@ -147,7 +148,7 @@ impl Watch {
 /// The needed records of condemned packs.
 enum Needed {
     /// The marks of all names.
-    Marks(Box<Live>),
+    Marks(Arc<Live>),
     /// What remains of the marks of several slices.
     Places(NeededPlaces),
 }
@@ -175,8 +176,7 @@ pub(crate) async fn run(
     names_max: u64,
     watch: &Watch,
 ) -> Result<GcReport> {
-    let _turn = engine.stocktaking.lock().await;
-    let _memory = engine.cache.lend(limits::GC_BYTES_MAX);
+    let _stocktaking = engine.take_stock().await;
     let pace = Pace::new(settings.bytes_per_second);
     // In this order: an ingest that ends between the two leaves its last records on their way.
     let floors = engine.reliance.floors();
@@ -198,7 +198,7 @@ pub(crate) async fn run(
         ..GcReport::default()
     };
     let steps = steps(engine, &packs, settings, |it| {
-        it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
+        is_candidate(it) && floors.are_above(it.pack)
     })?;
     let planned: usize = steps.iter().map(|step| step.action.packs().count()).sum();
     watch.sweeping(planned as u64);
@@ -231,7 +231,7 @@ pub(crate) async fn run(
         sweep.end_group().await?;
         watch.swept(&sweep.report);
         if let Needed::Marks(marks) = needed {
-            live = Some(Arc::new(*marks));
+            live = Some(marks);
         }
     }
     report.stopped = watch.is_stopped();
@@ -294,7 +294,7 @@ async fn needed(
     let roots = roots::collect(engine).await?;
     if let Some(live) = live.and_then(Arc::into_inner) {
         let live = live.and(engine, pace, &roots).await?;
-        return Ok(Needed::Marks(Box::new(live)));
+        return Ok(Needed::Marks(Arc::new(live)));
     }
     let packs: Arc<BTreeSet<_>> = Arc::new(packs.iter().copied().collect());
     let mut places = NeededPlaces::default();

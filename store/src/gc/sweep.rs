@@ -328,7 +328,7 @@ impl Sweep {
         Ok(self.report)
     }
 
-    async fn try_finish(&mut self) -> Result<()> {
+    async fn try_finish(&self) -> Result<()> {
         let mut last = Batch::default();
         for survivors in [&self.chunks, &self.nodes] {
             if let Some(writer) = &survivors.writer {
@@ -341,9 +341,7 @@ impl Sweep {
         if last.is_empty() {
             return Ok(());
         }
-        self.engine.commit.relocate(vec![last]).await?;
-        self.removed.clear();
-        Ok(())
+        self.engine.commit.relocate(vec![last]).await
     }
 
     fn keep(&mut self, damage: Damage) {
@@ -351,23 +349,23 @@ impl Sweep {
         self.report.kept.push(damage);
     }
 
-    /// Handles the outcome of writing: the run may fail for lack of space, and the store goes on.
+    /// Handles the outcome of a step: a run may fail for lack of space, or for what it reads, and
+    /// the store goes on.
     fn judged<T>(&self, done: Result<T>) -> Result<T> {
         done.inspect_err(|error| {
             let goes_on = matches!(
                 error,
-                Error::Full { .. } | Error::Shortage { .. } | Error::Dropped | Error::Closing
+                Error::Full { .. }
+                    | Error::Shortage { .. }
+                    | Error::Dropped
+                    | Error::Closing
+                    | Error::Damaged(_)
+                    | Error::Io {
+                        verb: "read" | "open",
+                        ..
+                    }
             );
-            if !goes_on
-                && !matches!(
-                    error,
-                    Error::Damaged(_)
-                        | Error::Io {
-                            verb: "read" | "open",
-                            ..
-                        }
-                )
-            {
+            if !goes_on {
                 self.engine.commit.poison(error);
             }
         })

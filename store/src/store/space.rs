@@ -17,7 +17,6 @@ use crate::{
         roots::{self, OwnerId},
         survey::names_of_a_pass,
     },
-    limits,
     meta::{Key, SnapshotKey, VolumeKey},
 };
 
@@ -41,8 +40,7 @@ impl Store {
             let id = self.snapshot(key).await?.id;
             asked.insert(OwnerId::of::<SnapshotRecord>(&id));
         }
-        let _turn = self.engine.stocktaking.lock().await;
-        let _lent = self.engine.cache.lend(limits::GC_BYTES_MAX);
+        let _stocktaking = self.engine.take_stock().await;
         let roots = roots::of_records(&self.engine).await?;
         let is_asked = |root: &roots::RootOwner| {
             let record = root.owner.record();
@@ -80,8 +78,7 @@ impl Store {
             let id = self.engine.find::<VolumeRecord>(Key::clone(key)).await?.id;
             asked.push(OwnerId::of::<VolumeRecord>(&id));
         }
-        let _turn = self.engine.stocktaking.lock().await;
-        let _lent = self.engine.cache.lend(limits::GC_BYTES_MAX);
+        let _stocktaking = self.engine.take_stock().await;
         let roots = roots::of_records(&self.engine).await?;
         let pace = Pace::new(settings.bytes_per_second);
         let names_max = names_of_usage();
@@ -95,8 +92,7 @@ impl Store {
     ///
     /// As of [`estimate_delete`](Self::estimate_delete).
     pub async fn gc_plan(&self, settings: &GcSettings) -> Result<GcPlan> {
-        let _turn = self.engine.stocktaking.lock().await;
-        let _lent = self.engine.cache.lend(limits::GC_BYTES_MAX);
+        let _stocktaking = self.engine.take_stock().await;
         let roots = roots::collect(&self.engine).await?;
         let pace = Pace::new(settings.bytes_per_second);
         let names_max = names_of_a_pass();
