@@ -265,8 +265,6 @@ pub const GC_PROGRESS_INTERVAL: Duration = VERIFY_PROGRESS_INTERVAL;
 pub const USAGE_RECORDS_MAX: usize = varve_client::USAGE_RECORDS_MAX;
 /// Packs that are named in the answer about what a collection would do.
 pub const GC_PACKS_SHOWN_MAX: usize = 32 << 10;
-/// Reasons that the report of a collection names: who holds packs, and damage.
-pub const GC_REASONS_MAX: usize = 16;
 /// Time from the start of the daemon to the first collection that begins by itself: a machine that
 /// has just started has other work.
 pub const GC_FIRST: Duration = Duration::from_mins(15);

@@ -44,9 +44,10 @@ mod volume;
 
 pub use engine::{HeldPack, ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
+pub use format::{GcReport, LastRun};
 pub use gc::{
-    DeleteEstimate, GcAction, GcPhase, GcPlan, GcProgress, GcReport, GcSettings, GcStatus, GcStep,
-    LastRun, StoreUsage, Usage,
+    DeleteEstimate, GcAction, GcPhase, GcPlan, GcProgress, GcSettings, GcStatus, GcStep,
+    StoreUsage, Usage,
 };
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{

@@ -122,6 +122,10 @@ pub const GC_READS_IN_FLIGHT: usize = 2;
 pub const GC_CONDEMNED_PACKS: usize = 64;
 /// See [`GC_CONDEMNED_PACKS`].
 pub const GC_CONDEMNED_BYTES: u64 = 512 << 20;
+/// Reasons that the report of a collection names: who holds packs, and damage.
+pub const GC_REASONS_MAX: usize = 16;
+/// Length of such a reason, and of that of a failure; a longer one is cut.
+pub const GC_REASON_BYTES_MAX: usize = 4 << 10;
 
 /// RocksDB's block cache, index and filter blocks included.
 pub const ROCKS_CACHE_BYTES: usize = 32 << 20;

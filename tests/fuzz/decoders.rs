@@ -6,7 +6,7 @@ use varve_content::{
 };
 use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
-    CatalogRecord as _, CopyRecord, Kinds, Location, OwnerRecord, PackId, RemoteRecord,
+    CatalogRecord as _, CopyRecord, Kinds, LastRun, Location, OwnerRecord, PackId, RemoteRecord,
     SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
@@ -143,6 +143,11 @@ pub(super) const DECODERS: [Decoder; 33] = [
     Decoder {
         name: "index-totals",
         decode: |input| whole(Totals::decode(input), Totals::encode),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-last-run",
+        decode: |input| whole(LastRun::decode(input), LastRun::encode),
         repair: |_| {},
     },
     Decoder {

@@ -9,9 +9,9 @@ use varve_content::{
     tree::{InnerNode, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    AccountId, CatalogRecord as _, Change, CopyId, CopyOutcome, CopyRecord, Location, OwnerRecord,
-    PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin,
-    SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
+    AccountId, CatalogRecord as _, Change, CopyId, CopyOutcome, CopyRecord, GcReport, LastRun,
+    Location, OwnerRecord, PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent,
+    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackPhase, PackState, Totals},
@@ -127,6 +127,11 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("volumes", totals(8)),
             ("wide", wide_totals()),
             ("others", totals_with_others()),
+        ],
+        "index-last-run" => vec![
+            ("ended", last_run(Ok(GcReport::default()))),
+            ("stopped", last_run(Ok(stopped()))),
+            ("failed", last_run(Err("the disk is full".to_owned()))),
         ],
         "index-identity" => vec![("identity", Identity { store: store() }.encode().to_vec())],
         "index-sequence" => vec![
@@ -559,6 +564,28 @@ fn location(kind: RecordKind) -> Location {
         pack,
         offset_bytes: 123 * 4096 + 8,
         payload: payload(kind, 4711),
+    }
+}
+
+fn last_run(outcome: Result<GcReport, String>) -> Vec<u8> {
+    let run = LastRun {
+        started_at_ns: 1,
+        ended_at_ns: 2,
+        outcome,
+    };
+    run.encode()
+}
+
+fn stopped() -> GcReport {
+    GcReport {
+        packs_removed: 3,
+        removed_bytes: 3 << 28,
+        packs_held: 2,
+        held_by: vec!["web".to_owned(), "db".to_owned()],
+        packs_damaged: 1,
+        damage: vec!["a record".to_owned()],
+        stopped: true,
+        ..GcReport::default()
     }
 }
 

@@ -3,6 +3,7 @@
 mod beside;
 mod crashes;
 mod policy;
+mod stops;
 
 use std::{fs, path::PathBuf};
 

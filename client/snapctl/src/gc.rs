@@ -305,26 +305,22 @@ fn progress_text(progress: &GcProgress) -> String {
 
 fn report_facts(report: &GcReport) -> Vec<(&'static str, String)> {
     let (removed, copied) = (report.removed_bytes, report.copied_bytes);
-    let mut facts = vec![
-        (
-            "Returned",
-            format!(
-                "{}: {} packs of {} removed, {} copied",
-                output::size(report.returned_bytes()),
-                report.packs_removed,
-                output::size(removed),
-                output::size(copied)
-            ),
+    let mut facts = vec![(
+        "Returned",
+        format!(
+            "{}: {} packs of {} removed, {} copied",
+            output::size(report.returned_bytes()),
+            report.packs_removed,
+            output::size(removed),
+            output::size(copied)
         ),
-        (
-            "Found",
-            format!(
-                "{} live, {} dead",
-                output::size(report.live_bytes),
-                output::size(report.dead_bytes)
-            ),
-        ),
-    ];
+    )];
+    // One that is stopped early has found nothing out.
+    if !report.stopped || report.live_bytes + report.dead_bytes > 0 {
+        let (live, dead) = (report.live_bytes, report.dead_bytes);
+        let found = format!("{} live, {} dead", output::size(live), output::size(dead));
+        facts.push(("Found", found));
+    }
     if report.packs_held > 0 {
         let by = report.held_by.join(", ");
         facts.push(("Held", format!("{} packs, by {by}", report.packs_held)));

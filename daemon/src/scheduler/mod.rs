@@ -131,8 +131,8 @@ fn tell(elapsed: Duration, outcome: Result<GcReport, Error>) {
             copied_bytes = report.copied_bytes,
             dead_bytes = report.dead_bytes,
             live_bytes = report.live_bytes,
-            packs_held = report.held.len(),
-            packs_damaged = report.kept.len(),
+            packs_held = report.packs_held,
+            packs_damaged = report.packs_damaged,
             stopped = report.stopped,
             "garbage collection ended"
         ),

@@ -514,7 +514,11 @@ impl Commit {
     }
 
     /// Makes durable and indexes all that was appended.
-    async fn flush_locked(&self, _flushing: &MutexGuard<'_, ()>, sync: bool) -> Result<()> {
+    pub(super) async fn flush_locked(
+        &self,
+        _flushing: &MutexGuard<'_, ()>,
+        sync: bool,
+    ) -> Result<()> {
         self.writable()?;
         // What was appended before is covered by the flush. What comes meanwhile waits for the
         // next.
@@ -636,7 +640,7 @@ impl Commit {
 
     /// Handles the outcome of a write or sync: a full disk drops what was pending, any other
     /// failure stops the store.
-    fn written<T>(&self, result: Result<T>) -> Result<T> {
+    pub(super) fn written<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
             Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
             Err(Error::Full { .. } | Error::Dropped) => {

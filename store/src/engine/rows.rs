@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Commit, Floors, HeldPack};
 use crate::{
     Error, Result,
-    format::PackId,
+    format::{LastRun, PackId, PackPhase},
     meta::Batch,
     pack::{PackWriter, PlacedRecord},
 };
@@ -60,6 +60,50 @@ impl Commit {
         self.to_the_end(|commit| async move {
             let _flushing = commit.flushing.lock().await;
             Ok(commit.reliance.condemn(packs))
+        })
+        .await
+    }
+
+    /// Keeps what came of a garbage collection.
+    ///
+    /// # Errors
+    ///
+    /// Those of a write. None of them stops the store.
+    pub(crate) async fn note_run(&self, run: LastRun) -> Result<()> {
+        self.writable()?;
+        let mut batch = Batch::default();
+        batch.last_run(run);
+        self.apply(batch, false).await
+    }
+
+    /// Seals those packs that records are still added to: later ones go into others. Returns the
+    /// packs that are sealed now, and whose records all have rows.
+    ///
+    /// # Errors
+    ///
+    /// Those of a flush.
+    pub(crate) async fn seal(self: &Arc<Self>, packs: Vec<PackId>) -> Result<Vec<PackId>> {
+        self.to_the_end(|commit| async move {
+            let flushing = commit.flushing.lock().await;
+            commit.takes_changes()?;
+            for writer in [&commit.chunks, &commit.nodes] {
+                packs.iter().for_each(|pack| writer.end_pack(*pack));
+            }
+            commit.flush_locked(&flushing, false).await?;
+            // What is appended meanwhile is made durable, too, and waits for its rows.
+            let mut states = Vec::new();
+            for writer in [&commit.chunks, &commit.nodes] {
+                states.extend_from_slice(commit.written(writer.flush().await)?.packs());
+            }
+            let mut batch = Batch::default();
+            let told = commit.unindexed.tell(states, &[]);
+            batch.packs(&told);
+            commit.written(commit.apply(batch, true).await)?;
+            let is_sealed = |pack: &PackId| {
+                let mut told = told.iter();
+                told.any(|state| state.pack == *pack && state.phase == PackPhase::Sealed)
+            };
+            Ok(packs.into_iter().filter(is_sealed).collect())
         })
         .await
     }

@@ -1,4 +1,5 @@
-//! Keys and values in RocksDB. All of it is derived: it can be rebuilt from packs and catalog log.
+//! Keys and values in RocksDB. All of it is derived: it can be rebuilt from packs and catalog log,
+//! but for the last garbage collection, which nothing depends on.
 //!
 //! | column family | key | value |
 //! | --- | --- | --- |
@@ -13,6 +14,7 @@
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
 //! | | [`LAST_PACK_NUMBER`] | the highest number of a pack when the state of one was removed, 8 bytes; absent before |
 //! | | [`TOTALS`] | [`Totals`] |
+//! | | [`LAST_RUN`] | [`LastRun`](super::LastRun), of the last garbage collection; absent before |
 //! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
 //! | | [`ROOTS_INDEXED`] | nothing; there once all roots are in their families |
 //!
@@ -58,6 +60,8 @@ pub const CATALOG_SEQUENCE: &[u8] = b"catalog-sequence";
 pub const LAST_PACK_NUMBER: &[u8] = b"last-pack-number";
 /// Key of the [`Totals`].
 pub const TOTALS: &[u8] = b"totals";
+/// Key of the last garbage collection.
+pub const LAST_RUN: &[u8] = b"last-gc-run";
 /// Key of the mark that all tags are in their families.
 pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
 /// Key of the mark that all roots are in their families.

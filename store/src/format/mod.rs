@@ -21,6 +21,7 @@
 //! | [`journal`] | the journals of volumes, the truth of the writes since their base |
 //! | [`owner`] | the owner record of a journal, which names its volume |
 //! | [`keys`] | keys and values in RocksDB, which can be rebuilt from the above |
+//! | `gc_run` | the last garbage collection, a value in RocksDB that is lost with it |
 //! | [`name`] | names of records in packs; no bytes of its own |
 
 #![warn(clippy::indexing_slicing)]
@@ -28,6 +29,7 @@
 mod account;
 mod error;
 mod fields;
+mod gc_run;
 mod id;
 
 pub mod catalog_log;
@@ -45,6 +47,7 @@ mod tests;
 
 pub use account::AccountId;
 pub use error::FormatError;
+pub use gc_run::{GcReport, LastRun};
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackPhase, PackState, Totals};
 pub use name::Name;

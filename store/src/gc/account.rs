@@ -14,7 +14,7 @@ use super::{
     look::fold_rows,
     mark::{MARK_BITS, Marks, mark},
     pace::Pace,
-    plan::{GcSettings, GcStep, plan},
+    plan::{GcSettings, GcStep, is_worth_it, plan},
     ranks::{Ranks, names_max},
     roots::{OwnerId, RootOwner},
     survey::{Survey, survey},
@@ -62,8 +62,7 @@ pub struct StoreUsage {
     pub unique_bytes: u64,
     /// Bytes of the records that are needed, as they are stored: chunks and tree nodes.
     pub live_bytes: u64,
-    /// Bytes of records in packs that nothing needs. In packs that are sealed, zeros between
-    /// records count with them.
+    /// Bytes of records in packs that nothing needs. Zeros between records count with them.
     pub dead_bytes: u64,
     /// Bytes of the files of all packs.
     pub file_bytes: u64,
@@ -105,7 +104,9 @@ pub(crate) async fn plan_now(
     let sum = |of: fn(&PackTally) -> u64| packs.iter().map(of).sum();
     let free_bytes = engine.space.free_bytes()?;
     Ok(GcPlan {
-        steps: plan(&packs, free_bytes, settings, is_candidate),
+        steps: plan(&packs, free_bytes, settings, |it| {
+            is_candidate(it, settings)
+        }),
         usage: StoreUsage {
             logical_bytes: u64::try_from(totals.logical_bytes).unwrap_or(u64::MAX),
             data_bytes: data_bytes(engine).await?,
@@ -217,7 +218,9 @@ pub(crate) async fn estimate_delete(
     let dead_bytes = live_bytes(&before).saturating_sub(live_bytes(&after));
     let free_bytes = engine.space.free_bytes()?;
     let returned = |tallies: &[PackTally]| {
-        let steps = plan(tallies, free_bytes, settings, is_candidate);
+        let steps = plan(tallies, free_bytes, settings, |it| {
+            is_candidate(it, settings)
+        });
         net_bytes(&steps)
     };
     Ok(DeleteEstimate {
@@ -236,9 +239,10 @@ fn net_bytes(steps: &[GcStep]) -> u64 {
     sum(|step| step.returned_bytes).saturating_sub(sum(|step| step.copied_bytes))
 }
 
-/// Whether a collection may take a pack if no work is under way: it is sealed, and there.
-pub(crate) const fn is_candidate(tally: &PackTally) -> bool {
-    tally.sealed && tally.file_bytes > 0
+/// Whether a collection may take a pack if no work is under way: it is there, and it is sealed, or
+/// worth it.
+pub(crate) fn is_candidate(tally: &PackTally, settings: &GcSettings) -> bool {
+    tally.file_bytes > 0 && (tally.sealed || is_worth_it(tally, settings))
 }
 
 /// Whose a record is: of nobody, of one owner, or of several.

@@ -1,18 +1,19 @@
 //! The collector of a store: one run at a time.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
     plan::GcSettings,
-    run::{GcProgress, GcReport, Watch, run},
+    run::{GcProgress, Watch, reason, run},
     survey::names_of_a_pass,
 };
 use crate::{
     Error, Result,
-    engine::{Engine, joined},
+    engine::{Engine, Priority, joined},
+    format::{GcReport, LastRun},
     meta,
 };
 
@@ -38,17 +39,6 @@ struct Running {
     watch: Arc<Watch>,
 }
 
-/// A run that has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastRun {
-    /// When it began, in nanoseconds since 1970.
-    pub started_at_ns: u64,
-    /// When it ended, in nanoseconds since 1970.
-    pub ended_at_ns: u64,
-    /// Its outcome, or why it failed.
-    pub outcome: std::result::Result<GcReport, String>,
-}
-
 /// The state of the collector.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcStatus {
@@ -59,10 +49,19 @@ pub struct GcStatus {
 }
 
 impl Collector {
-    pub(crate) fn new(engine: Arc<Engine>) -> Arc<Self> {
+    /// The collector of a store that was opened just now.
+    pub(crate) async fn new(engine: Arc<Engine>) -> Arc<Self> {
+        let last = engine.meta(Priority::Manage, |meta| meta.last_run()).await;
+        let last = last.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the last garbage collection is not known");
+            None
+        });
         Arc::new(Self {
             engine,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                last,
+                ..State::default()
+            }),
             running: AsyncMutex::default(),
         })
     }
@@ -92,27 +91,42 @@ impl Collector {
             let collector = &ending.0;
             let _running = collector.running.lock().await;
             let outcome = run(&collector.engine, &settings, names_of_a_pass(), &watch).await;
-            collector.ended(&outcome);
+            if let Some(last) = collector.ended(&outcome) {
+                collector.keep(last).await;
+            }
             outcome
         });
         joined(task).await
     }
 
-    fn ended(&self, outcome: &Result<GcReport>) {
+    /// Notes the end of the run under way, if it was not noted yet. Returns what is to be kept.
+    fn ended(&self, outcome: &Result<GcReport>) -> Option<LastRun> {
         let mut state = self.state.lock();
-        if let Some(running) = state.running.take() {
-            state.last = Some(LastRun {
-                started_at_ns: running.started_at_ns,
-                ended_at_ns: meta::now_ns(),
-                outcome: outcome.as_ref().map_err(ToString::to_string).cloned(),
-            });
+        let running = state.running.take()?;
+        let outcome = outcome.as_ref().cloned();
+        let last = LastRun {
+            started_at_ns: running.started_at_ns,
+            ended_at_ns: meta::now_ns(),
+            outcome: outcome.map_err(|error| reason(&error.to_string())),
+        };
+        state.last = Some(last.clone());
+        // One that the store has stopped is not over: the next start goes on with it.
+        (!state.closed).then_some(last)
+    }
+
+    /// Keeps what came of a run over a restart. Without it the next run comes too early, and that
+    /// is all.
+    async fn keep(&self, last: LastRun) {
+        if let Err(error) = self.engine.commit.note_run(last).await {
+            tracing::warn!(%error, "the outcome of a garbage collection is lost at a restart");
         }
     }
 
-    /// Lets the run under way end after the pack at hand.
+    /// Lets the run under way end after the pack at hand, for which it takes no care of its rate any
+    /// more.
     pub(crate) fn stop(&self) {
         if let Some(running) = &self.state.lock().running {
-            running.watch.stop.store(true, Ordering::Relaxed);
+            running.watch.stop.set();
         }
     }
 
@@ -139,6 +153,6 @@ struct Ending(Arc<Collector>);
 impl Drop for Ending {
     fn drop(&mut self) {
         let panicked = Error::Internal("the collection has panicked".to_owned());
-        self.0.ended(&Err(panicked));
+        let _ = self.0.ended(&Err(panicked));
     }
 }

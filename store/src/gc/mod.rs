@@ -59,7 +59,7 @@ pub(crate) use self::collector::Collector;
 pub(crate) use self::sweep::{Sweep, Swept};
 pub use self::{
     account::{DeleteEstimate, GcPlan, StoreUsage, Usage},
-    collector::{GcStatus, LastRun},
+    collector::GcStatus,
     plan::{GcAction, GcSettings, GcStep},
-    run::{GcPhase, GcProgress, GcReport},
+    run::{GcPhase, GcProgress},
 };

@@ -2,8 +2,8 @@
 //!
 //! | step | what |
 //! | --- | --- |
-//! | 1 | the floors below which no new row can come |
-//! | 2 | all roots, and what they reach; what that leaves in each pack; the plan |
+//! | 1 | all roots, and what they reach; what that leaves in each pack |
+//! | 2 | open packs that are mostly dead are sealed; the floors below which no new row can come; the plan |
 //! | 3 | for some packs of the plan at a time: they are condemned, unless somebody relies on them |
 //! | 4 | all roots again, and what is new under them |
 //! | 5 | the condemned packs are swept |
@@ -25,11 +25,11 @@
 //! - *It had a row in a condemned pack.* The ingest was told that the name is unknown, and sent it
 //!   again. Its copy has replaced the row, because a pack stays condemned until it is gone.
 //! - *It had no row.* Its row was made after the ingest had begun, so the row points into a pack at
-//!   or above the floors of the ingest. If the ingest was open in step 1, no such pack is in the
-//!   plan. If it began later, the pack was not sealed in step 1, and is not in the plan either. The
-//!   same holds for a row that a collection has moved since the ingest began, in favour of which
-//!   the ingest's own copy was dropped: packs that records are moved into count for the floors of
-//!   all ingests that begin meanwhile.
+//!   or above the floors of the ingest. If the ingest was open in step 2, no such pack is in the
+//!   plan. If it began later, the pack was not sealed when the floors were read, or had records
+//!   without rows, and is not in the plan either. The same holds for a row that a collection has
+//!   moved since the ingest began, in favour of which the ingest's own copy was dropped: packs that
+//!   records are moved into count for the floors of all ingests that begin meanwhile.
 //! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that
 //!   root, when a record or another pin named it. By induction over the order of such pins the
 //!   claim holds for that root.
@@ -42,20 +42,14 @@
 //! They cannot be acquitted: an ingest may have been told that a name is unknown whose row was kept
 //! in favour of its copy. After a restart nothing is condemned, because nothing relies on anything.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::Mutex;
 
 use super::{
     account::is_candidate,
     mark::{Live, mark},
-    pace::Pace,
+    pace::{Pace, Stop},
     plan::{GcAction, GcSettings, GcStep, plan},
     ranks::Ranks,
     roots,
@@ -64,10 +58,10 @@ use super::{
     tally::{NeededPlaces, PackTally},
 };
 use crate::{
-    Damage, Result,
-    engine::{Engine, HeldPack},
+    Error, Result,
+    engine::Engine,
     failpoints::{Failpoint, reach},
-    format::{Location, Name, PackId},
+    format::{GcReport, Location, Name, PackId},
     limits,
 };
 
@@ -96,39 +90,16 @@ pub struct GcProgress {
     pub removed_bytes: u64,
 }
 
-/// The outcome of a run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GcReport {
-    /// Packs that were removed.
-    pub packs_removed: u64,
-    /// Bytes of their files.
-    pub removed_bytes: u64,
-    /// Bytes of needed records that were copied from them into other packs.
-    pub copied_bytes: u64,
-    /// Bytes of records that nothing needed, as the run found them.
-    pub dead_bytes: u64,
-    /// Bytes of records that are needed, as the run found them.
-    pub live_bytes: u64,
-    /// How often all leaves were read.
-    pub passes: u32,
-    /// Packs that stay because somebody relies on them.
-    pub held: Vec<HeldPack>,
-    /// Packs that stay because needed records in them are damaged.
-    pub kept: Vec<Damage>,
-    /// True if it was stopped before its end.
-    pub stopped: bool,
-}
-
 /// What a run shares with those who look at it.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     pub(crate) progress: Mutex<GcProgress>,
-    pub(crate) stop: AtomicBool,
+    pub(crate) stop: Arc<Stop>,
 }
 
 impl Watch {
     fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.is_set()
     }
 
     fn sweeping(&self, packs: u64) {
@@ -176,19 +147,24 @@ pub(crate) async fn run(
     names_max: u64,
     watch: &Watch,
 ) -> Result<GcReport> {
-    let _stocktaking = engine.take_stock().await;
-    let pace = Pace::new(settings.bytes_per_second);
-    // In this order: an ingest that ends between the two leaves its last records on their way.
-    let floors = engine.reliance.floors();
-    let floors = floors.lower(engine.commit.floors());
-    let roots = roots::collect(engine).await?;
+    let pace = Pace::until(Arc::clone(&watch.stop), settings.bytes_per_second);
+    let taking_stock = async {
+        let stocktaking = engine.take_stock().await;
+        let roots = roots::collect(engine).await?;
+        let surveyed = survey(engine, &pace, &roots, names_max).await?;
+        Ok::<_, Error>((stocktaking, surveyed))
+    };
+    let (_stocktaking, surveyed) = tokio::select! {
+        surveyed = taking_stock => surveyed?,
+        // Nothing has changed so far.
+        () = watch.stop.wait() => return Ok(GcReport { stopped: true, ..GcReport::default() }),
+    };
     let Survey {
-        packs,
+        mut packs,
         passes,
         mut live,
         ..
-    } = survey(engine, &pace, &roots, names_max).await?;
-    drop(roots);
+    } = surveyed;
     reach(Failpoint::GcMarked);
     let sum = |of: fn(&PackTally) -> u64| packs.iter().map(of).sum();
     let mut report = GcReport {
@@ -197,8 +173,12 @@ pub(crate) async fn run(
         dead_bytes: sum(|it| it.dead.bytes),
         ..GcReport::default()
     };
+    seal(engine, &mut packs, settings).await?;
+    // In this order: an ingest that ends between the two leaves its last records on their way.
+    let floors = engine.reliance.floors();
+    let floors = floors.lower(engine.commit.floors());
     let steps = steps(engine, &packs, settings, |it| {
-        is_candidate(it) && floors.are_above(it.pack)
+        it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
     })?;
     let planned: usize = steps.iter().map(|step| step.action.packs().count()).sum();
     watch.sweeping(planned as u64);
@@ -208,9 +188,13 @@ pub(crate) async fn run(
         let (some, rest) = steps.split_at(together(steps));
         steps = rest;
         let packs: Vec<_> = some.iter().flat_map(|step| step.action.packs()).collect();
-        report
-            .held
-            .extend(engine.commit.condemn(packs.clone()).await?);
+        for held in engine.commit.condemn(packs.clone()).await? {
+            report.packs_held += 1;
+            let by = reason(&held.by);
+            if report.held_by.len() < limits::GC_REASONS_MAX && !report.held_by.contains(&by) {
+                report.held_by.push(by);
+            }
+        }
         reach(Failpoint::GcCondemned);
         let condemned = engine.reliance.condemned();
         let packs: Vec<_> = packs
@@ -240,8 +224,34 @@ pub(crate) async fn run(
     report.packs_removed = swept.packs;
     report.removed_bytes = swept.removed_bytes;
     report.copied_bytes = swept.copied_bytes;
-    report.kept = swept.kept;
+    report.packs_damaged = swept.kept.len() as u64;
+    let damage = swept.kept.iter().take(limits::GC_REASONS_MAX);
+    report.damage = damage.map(|it| reason(&it.to_string())).collect();
     Ok(report)
+}
+
+/// Seals packs that records are still added to, where a collection is worth it. A store of which
+/// everything was deleted would keep them for ever.
+async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettings) -> Result<()> {
+    // An ingest that is under way holds back its pack anyway.
+    let floors = engine.reliance.floors();
+    let is_worth_it =
+        |it: &&PackTally| !it.sealed && is_candidate(it, settings) && floors.are_above(it.pack);
+    let open: Vec<_> = packs.iter().filter(is_worth_it).map(|it| it.pack).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let sealed = engine.commit.seal(open).await?;
+    for tally in packs.iter_mut().filter(|it| sealed.contains(&it.pack)) {
+        tally.sealed = true;
+    }
+    Ok(())
+}
+
+/// A reason as a report keeps it.
+pub(super) fn reason(text: &str) -> String {
+    let end = text.floor_char_boundary(limits::GC_REASON_BYTES_MAX);
+    text.get(..end).unwrap_or_default().to_owned()
 }
 
 /// The plan, behind the packs that an earlier run has left condemned.

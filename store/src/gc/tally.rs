@@ -2,9 +2,8 @@
 //!
 //! Rows tell of records; the length of a pack tells of the rest. A record without a row is needed
 //! by nobody: the row points to another copy, or it was given up. Such records, and the zeros that
-//! flushes add, are what a sealed pack has between its header and its footer beside the records
-//! with rows. Of a pack that is not sealed this is not known: records behind its rows may be on
-//! their way into the index.
+//! flushes add, are what a pack has beside the records with rows, up to where it is indexed. Behind
+//! that, records may be on their way into the index.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,8 +44,8 @@ pub(crate) struct PackTally {
     pub(crate) sealed: bool,
     /// Records that are needed.
     pub(crate) live: Sum,
-    /// Records that are not, by their rows; the bytes of a sealed pack include records without rows
-    /// and zeros.
+    /// Records that are not, by their rows; the bytes include records without rows and zeros, up to
+    /// where the pack is indexed.
     pub(crate) dead: Sum,
     /// Length of its file; 0 if it has none.
     pub(crate) file_bytes: u64,
@@ -139,16 +138,15 @@ impl Tallies {
         });
         let tallies = lengths.await??.into_iter();
         let tallies = tallies.map(|(pack, Counts { live, mut dead }, file_bytes)| {
-            let state = states
-                .get(&pack)
-                .filter(|state| state.phase == PackPhase::Sealed);
-            if let Some(state) = state.filter(|_| file_bytes > 0) {
+            let state = states.get(&pack);
+            let state = state.filter(|it| it.phase != PackPhase::Emptied && file_bytes > 0);
+            if let Some(state) = state {
                 let records_bytes = state.indexed_bytes.saturating_sub(PACK_HEADER_BYTES as u64);
                 dead.bytes = records_bytes.saturating_sub(live.bytes).max(dead.bytes);
             }
             PackTally {
                 pack,
-                sealed: state.is_some(),
+                sealed: state.is_some_and(|it| it.phase == PackPhase::Sealed),
                 live,
                 dead,
                 file_bytes,

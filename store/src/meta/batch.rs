@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Error, Result,
-    format::{Change, Location, Name, PackId, PackPhase, PackState, catalog_log::Record},
+    format::{Change, LastRun, Location, Name, PackId, PackPhase, PackState, catalog_log::Record},
 };
 
 /// Changes to index and catalog that are made together. Of two changes under one key the later
@@ -20,6 +20,8 @@ pub struct Batch {
     /// Packs whose rows may be replaced, whatever the index says of them.
     pub(super) gone: BTreeSet<PackId>,
     pub(super) catalog: Vec<(u64, Record)>,
+    /// The last garbage collection, from now on.
+    pub(super) last_run: Option<Box<LastRun>>,
     /// A step on the way from a checkpoint of the catalog log to a catalog.
     pub(super) checkpoint: Option<CheckpointStep>,
 }
@@ -146,6 +148,11 @@ impl Batch {
         self.packs.insert(pack, None);
     }
 
+    /// A garbage collection has ended.
+    pub fn last_run(&mut self, run: LastRun) {
+        self.last_run = Some(Box::new(run));
+    }
+
     /// A record of the catalog log, with its number.
     pub fn catalog(&mut self, sequence: u64, record: Record) {
         self.catalog.push((sequence, record));
@@ -199,7 +206,8 @@ impl Batch {
             Some(CheckpointStep::Clear | CheckpointStep::Complete(_)) => 1,
             None => 0,
         };
-        self.rows.len() + self.packs.len() + self.catalog.len() + step
+        let run = usize::from(self.last_run.is_some());
+        self.rows.len() + self.packs.len() + self.catalog.len() + run + step
     }
 
     /// Whether nothing changes.

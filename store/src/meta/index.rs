@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::PackState;
 use crate::{
     Result,
-    format::{Location, Name, PackId, PackKind},
+    format::{LastRun, Location, Name, PackId, PackKind},
 };
 
 /// Where things are.
@@ -42,6 +42,13 @@ pub trait Index {
     ///
     /// When the index cannot be read.
     fn last_pack_number(&self) -> Result<u64>;
+
+    /// The last garbage collection, as far as the index knows of one.
+    ///
+    /// # Errors
+    ///
+    /// When the index cannot be read.
+    fn last_run(&self) -> Result<Option<LastRun>>;
 
     /// Shows `look` the index as it is at one moment. Others go on meanwhile, writes included.
     ///

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Error, Result,
     format::{
-        Change, Kind, Location, Name, PackId, PackKind,
+        Change, Kind, LastRun, Location, Name, PackId, PackKind,
         catalog_log::Record,
         pack::RecordKind,
         record::{Entry, OwnedKeys},
@@ -31,6 +31,7 @@ struct Model {
     rows: BTreeMap<Name, Location>,
     packs: BTreeMap<u64, PackState>,
     last_pack_number: u64,
+    last_run: Option<LastRun>,
     /// By the numbers of their kinds.
     records: BTreeMap<u8, Records>,
     catalog_sequence: u64,
@@ -159,6 +160,10 @@ impl Index for MemoryMeta {
         Ok(self.0.lock().last_pack_number)
     }
 
+    fn last_run(&self) -> Result<Option<LastRun>> {
+        Ok(self.0.lock().last_run.clone())
+    }
+
     fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
         let model = self.0.lock().clone();
         look(&model)
@@ -269,6 +274,9 @@ impl Meta for MemoryMeta {
         let mut model = current.clone();
         model.catalog_sequence = batch.sequence_after(model.catalog_sequence)?;
         model.last_pack_number = model.last_pack_number.max(batch.last_pack_number());
+        if let Some(run) = &batch.last_run {
+            model.last_run = Some(LastRun::clone(run));
+        }
         let mut outcome = Outcome::default();
         let is_there = |pack: PackId| {
             let known = current.packs.get(&pack.number);

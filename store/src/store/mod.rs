@@ -81,14 +81,14 @@ impl Store {
     /// [`Error::Damaged`](crate::Error::Damaged) when the catalog log is.
     pub async fn open(options: Options) -> Result<(Self, RecoveryReport)> {
         let (engine, report) = recovery::open(options).await?;
-        Ok((Self::of(engine), report))
+        Ok((Self::of(engine).await, report))
     }
 
     /// The store with these parts.
-    pub(crate) fn of(engine: Engine) -> Self {
+    pub(crate) async fn of(engine: Engine) -> Self {
         let engine = Arc::new(engine);
         let volumes = Volumes::new(Arc::clone(&engine));
-        let collector = Collector::new(Arc::clone(&engine));
+        let collector = Collector::new(Arc::clone(&engine)).await;
         Self {
             engine,
             volumes,

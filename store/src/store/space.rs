@@ -9,9 +9,9 @@ use std::collections::HashSet;
 use super::Store;
 use crate::{
     Result,
-    format::{SnapshotRecord, VolumeRecord},
+    format::{GcReport, SnapshotRecord, VolumeRecord},
     gc::{
-        DeleteEstimate, GcPlan, GcReport, GcSettings, GcStatus, Usage,
+        DeleteEstimate, GcPlan, GcSettings, GcStatus, Usage,
         account::{self, names_of_an_estimate, names_of_usage},
         pace::Pace,
         roots::{self, OwnerId},
@@ -114,8 +114,8 @@ impl Store {
         self.collector.run(settings).await
     }
 
-    /// Lets the collection under way, if there is one, end after the pack at hand. The next one
-    /// goes on.
+    /// Lets the collection under way, if there is one, end after the pack at hand, as fast as
+    /// possible. The next one goes on.
     pub fn gc_stop(&self) {
         self.collector.stop();
     }

@@ -14,7 +14,10 @@ use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload
 use crate::{
     Error, Options, RebuildReport, RecoveryReport, Result, Store,
     engine::DirectoryLock,
-    format::{Kind, Location, Name, PackId, StoreId, catalog_log::LogHeader, names, record::Entry},
+    format::{
+        Kind, LastRun, Location, Name, PackId, StoreId, catalog_log::LogHeader, names,
+        record::Entry,
+    },
     io::{
         Disk,
         sim::{Call, SimDisk},
@@ -73,6 +76,9 @@ impl Index for PowerlessMeta {
     }
     fn last_pack_number(&self) -> Result<u64> {
         self.applied.last_pack_number()
+    }
+    fn last_run(&self) -> Result<Option<LastRun>> {
+        self.applied.last_run()
     }
     fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
         self.applied.view(look)
@@ -166,7 +172,7 @@ impl Machine {
         let mut report = RecoveryReport::default();
         let meta: Arc<dyn Meta> = Arc::<PowerlessMeta>::clone(&self.meta);
         let engine = assemble(base, &mut report, |_| Ok(meta)).await?;
-        Ok((Store::of(engine), report))
+        Ok((Store::of(engine).await, report))
     }
 
     /// Loses the catalog log, and makes the catalog again without it, packs and journals being all

@@ -26,6 +26,7 @@ mod log_damage;
 mod lost_catalog;
 mod model;
 mod moved_packs;
+mod open_packs;
 mod pending;
 mod pending_faults;
 mod promises;

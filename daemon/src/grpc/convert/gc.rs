@@ -23,7 +23,7 @@ pub(in crate::grpc) fn gc_state(state: GcState) -> v1::RunGcResponse {
     v1::RunGcResponse {
         state: Some(match state {
             GcState::Running(progress) => State::Progress(gc_progress(progress)),
-            GcState::Ended(report) => State::Report(gc_report(&report)),
+            GcState::Ended(report) => State::Report(gc_report(report)),
         }),
     }
 }
@@ -41,7 +41,7 @@ pub(in crate::grpc) fn gc_status(status: GcStatus) -> v1::GcStatus {
         started_at: Some(timestamp(last.started_at_ns)),
         ended_at: Some(timestamp(last.ended_at_ns)),
         outcome: Some(match last.outcome {
-            Ok(report) => Outcome::Report(gc_report(&report)),
+            Ok(report) => Outcome::Report(gc_report(report)),
             Err(error) => Outcome::Error(error),
         }),
     });
@@ -52,6 +52,10 @@ pub(in crate::grpc) fn gc_status(status: GcStatus) -> v1::GcStatus {
 /// headers, too.
 pub(in crate::grpc) fn dead_bytes(status: &GcStatus) -> Option<u64> {
     let report = status.last.as_ref()?.outcome.as_ref().ok()?;
+    // Stopped before it knew.
+    if report.passes == 0 {
+        return None;
+    }
     let returned_bytes = report.removed_bytes.saturating_sub(report.copied_bytes);
     Some(report.dead_bytes.saturating_sub(returned_bytes))
 }
@@ -70,22 +74,17 @@ fn gc_progress(progress: GcProgress) -> v1::GcProgress {
     }
 }
 
-fn gc_report(report: &GcReport) -> v1::GcReport {
-    let mut held_by: Vec<_> = report.held.iter().map(|held| held.by.clone()).collect();
-    held_by.sort_unstable();
-    held_by.dedup();
-    held_by.truncate(limits::GC_REASONS_MAX);
-    let damage = report.kept.iter().take(limits::GC_REASONS_MAX);
+fn gc_report(report: GcReport) -> v1::GcReport {
     v1::GcReport {
         packs_removed: report.packs_removed,
         removed_bytes: report.removed_bytes,
         copied_bytes: report.copied_bytes,
         dead_bytes: report.dead_bytes,
         live_bytes: report.live_bytes,
-        packs_held: report.held.len() as u64,
-        held_by,
-        damage: damage.map(ToString::to_string).collect(),
-        packs_damaged: report.kept.len() as u64,
+        packs_held: report.packs_held,
+        held_by: report.held_by,
+        damage: report.damage,
+        packs_damaged: report.packs_damaged,
         stopped: report.stopped,
     }
 }

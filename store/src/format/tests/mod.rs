@@ -484,6 +484,7 @@ fn decode_all(bytes: &[u8], number: u64) {
     let _ = Location::decode(bytes);
     let _ = PackState::decode(bytes, bytes);
     let _ = Totals::decode(bytes);
+    let _ = LastRun::decode(bytes);
     let _ = Identity::decode(bytes);
     let _ = keys::decode_sequence(bytes);
     let _ = keys::decode_named::<snapshot::OfSnapshot>(bytes);

@@ -5,6 +5,8 @@
 //! - A pack of which enough is dead is rewritten: its needed records are copied, then it goes.
 //! - Small packs of neighbouring numbers are merged into one.
 //!
+//! A pack that records are still added to is sealed first, if enough of it is dead.
+//!
 //! Drops come first, for they need no space. The others follow in the order of what they give back
 //! for each byte copied. Neighbours stay together: what was written together is read together.
 
@@ -127,7 +129,7 @@ fn step(action: GcAction, packs: &[&PackTally]) -> GcStep {
 }
 
 /// Whether a pack has enough that is dead.
-fn is_worth_it(tally: &PackTally, settings: &GcSettings) -> bool {
+pub(crate) fn is_worth_it(tally: &PackTally, settings: &GcSettings) -> bool {
     let (live, dead) = (u128::from(tally.live.bytes), u128::from(tally.dead.bytes));
     dead * 100 >= (live + dead) * u128::from(settings.rewrite_dead_percent)
         && tally.dead.bytes >= RETURN_BYTES_MIN

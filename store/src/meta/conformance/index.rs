@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::*;
+use crate::format::{GcReport, LastRun};
 
 fn pack(number: u64) -> PackId {
     PackId {
@@ -265,4 +266,22 @@ pub(super) fn numbers_of_packs_that_are_forgotten_are_known(meta: &dyn Meta) {
     assert_eq!(meta.last_pack_number().unwrap(), 9);
     meta.apply(with_packs([10]), false).unwrap();
     assert_eq!(meta.last_pack_number().unwrap(), 10);
+}
+
+pub(super) fn the_last_collection_is_kept(meta: &dyn Meta) {
+    assert_eq!(meta.last_run().unwrap(), None);
+    let mut run = LastRun {
+        started_at_ns: 1,
+        ended_at_ns: 2,
+        outcome: Ok(GcReport::default()),
+    };
+    for outcome in [Ok(GcReport::default()), Err("the disk is full".to_owned())] {
+        run.outcome = outcome;
+        let mut batch = Batch::default();
+        batch.last_run(run.clone());
+        assert!(!batch.is_empty());
+        meta.apply(batch, true).unwrap();
+        meta.apply(with_packs([3]), false).unwrap();
+        assert_eq!(meta.last_run().unwrap(), Some(run.clone()));
+    }
 }

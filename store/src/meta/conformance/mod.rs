@@ -74,6 +74,7 @@ over_every_meta!(
     a_view_stays_as_it_was,
     a_scan_gives_all_rows_in_order_until_it_breaks_off,
     numbers_of_packs_that_are_forgotten_are_known,
+    the_last_collection_is_kept,
     records_without_names_are_listed_by_their_ids,
     a_prefix_passes_over_records_without_names,
     an_id_is_nobodys_name,

@@ -62,6 +62,9 @@ impl Meta for RocksMeta {
                 keys::encode_sequence(after.last_pack_number),
             );
         }
+        if let Some(run) = &batch.last_run {
+            write.put_cf(family, keys::LAST_RUN, run.encode());
+        }
         if let Err(error) = database.write(write, sync) {
             let tried = (batch, outcome);
             return Err(self.interrupted(&mut applying, tried, before, after, error));

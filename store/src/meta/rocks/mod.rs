@@ -39,7 +39,7 @@ use self::recover::Applying;
 use super::{Index, IndexView, PackState, Totals, catalog::REMEDY};
 use crate::{
     Error, Result,
-    format::{FormatError, Kinds, Location, Name, PackId, PackKind, StoreId, keys},
+    format::{FormatError, Kinds, LastRun, Location, Name, PackId, PackKind, StoreId, keys},
     limits,
 };
 
@@ -327,6 +327,13 @@ impl Index for RocksMeta {
 
     fn last_pack_number(&self) -> Result<u64> {
         Ok(self.known.read().last_pack_number)
+    }
+
+    fn last_run(&self) -> Result<Option<LastRun>> {
+        self.reading(|database| match database.get(keys::META, keys::LAST_RUN)? {
+            Some(value) => LastRun::decode(&value).map(Some).map_err(undecodable),
+            None => Ok(None),
+        })
     }
 
     fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {

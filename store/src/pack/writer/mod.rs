@@ -24,7 +24,7 @@ use self::state::{Goal, Halted, OpenPack, State};
 use super::{EncodedRecord, PackStage, PlacedRecord};
 use crate::{
     Error, Result,
-    format::{PackKind, PackPhase, PackState, pack::encode_footer},
+    format::{PackId, PackKind, PackPhase, PackState, pack::encode_footer},
     io::AlignedBuf,
     limits::PACK_CLOSED_PART,
 };
@@ -213,6 +213,11 @@ impl PackWriter {
     /// Like [`append`](Self::append).
     pub(crate) async fn finish(&self) -> Result<Flushed> {
         self.close_from(0).await
+    }
+
+    /// Lets no more be added to a pack, if it is the last: the next flush seals it.
+    pub(crate) fn end_pack(&self, pack: PackId) {
+        self.state.lock().end_pack(pack);
     }
 
     /// Closes, and seals the last pack if it has so many bytes.

@@ -442,6 +442,13 @@ impl State {
         }
     }
 
+    /// Lets no more be added to a pack, if it is the last.
+    pub(super) fn end_pack(&mut self, id: PackId) {
+        if let Some(pack) = self.packs.back_mut() {
+            pack.is_full |= pack.id == id;
+        }
+    }
+
     /// A pack that is full and durable, and has no footer.
     pub(super) fn to_seal(&self) -> Option<OpenPack> {
         self.packs

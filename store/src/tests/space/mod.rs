@@ -67,7 +67,7 @@ impl Place {
         let mut report = RecoveryReport::default();
         let engine = assemble(base, &mut report, |_| Ok(meta)).await.unwrap();
         assert_eq!(report.damage, []);
-        Store::of(engine)
+        Store::of(engine).await
     }
 
     pub(super) fn pack_path(pack: PackId) -> PathBuf {
