@@ -1,8 +1,8 @@
 //! The cache of reads: plain chunks and tree nodes, under one bound of bytes.
 //!
 //! They share it, for how much of each is worth most is not known before: a large volume that is
-//! read all over needs its nodes, a third of a percent of its size, and a miss of one costs some
-//! 190 look-ups; a small one that is hot needs its chunks.
+//! read all over needs its nodes, an eighth of a percent of its size; a small one that is hot needs
+//! its chunks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,16 +11,15 @@ use quick_cache::{
     DefaultHashBuilder, Weighter,
     sync::{Cache, DefaultLifecycle, GuardResult, PlaceholderGuard},
 };
-use varve_content::tree::InnerNode;
 
-use super::{LocatedLeaf, VerifiedChunk};
+use super::{LocatedLeaf, VerifiedChunk, located::LocatedInner};
 use crate::{Result, format::Name, limits};
 
 #[derive(Debug, Clone)]
 enum Value {
     Chunk(VerifiedChunk),
     Leaf(Arc<LocatedLeaf>),
-    Inner(Arc<InnerNode>),
+    Inner(Arc<LocatedInner>),
 }
 
 impl Value {
@@ -38,7 +37,7 @@ impl Value {
         }
     }
 
-    fn inner(self) -> Arc<InnerNode> {
+    fn inner(self) -> Arc<LocatedInner> {
         match self {
             Self::Inner(inner) => inner,
             Self::Chunk(_) | Self::Leaf(_) => unreachable!("a name says what is under it"),
@@ -54,7 +53,7 @@ impl Weighter<Name, Value> for ByBytes {
         let bytes = match value {
             Value::Chunk(chunk) => chunk.plain().len(),
             Value::Leaf(leaf) => leaf.memory_bytes(),
-            Value::Inner(inner) => size_of_val(inner.children()),
+            Value::Inner(inner) => inner.memory_bytes(),
         };
         bytes as u64 + 128
     }
@@ -176,11 +175,11 @@ impl ReadCache {
     }
 
     /// An inner node, loaded by `bring` if it is absent. Of several callers one loads it.
-    pub(crate) async fn inner_or<F: Future<Output = Result<InnerNode>>>(
+    pub(super) async fn inner_or<F: Future<Output = Result<LocatedInner>>>(
         &self,
         name: Name,
         bring: impl FnOnce() -> F,
-    ) -> Result<Arc<InnerNode>> {
+    ) -> Result<Arc<LocatedInner>> {
         let bring = || async { bring().await.map(|inner| Value::Inner(Arc::new(inner))) };
         self.value_or(name, bring).await.map(Value::inner)
     }
@@ -199,6 +198,7 @@ impl ReadCache {
     }
 
     /// Forgets what has this name.
+    #[cfg(test)]
     pub(crate) fn forget(&self, name: Name) {
         self.values.remove(&name);
     }
@@ -208,7 +208,7 @@ impl ReadCache {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use varve_content::NodeId;
+    use varve_content::{NodeId, tree::InnerNode};
 
     use super::*;
 
@@ -220,13 +220,14 @@ mod tests {
         let cache = ReadCache::new(8 << 20);
         let id = |number: u32| NodeId::of_inner(&number.to_le_bytes());
         let children = (0..=255).map(|slot| (slot, id(0))).collect();
-        let node = InnerNode::new(1, children).unwrap();
+        let inner = InnerNode::new(1, children).unwrap();
+        let node = || LocatedInner::new(inner.clone());
         let name = |number| Name::inner(id(number));
-        let weight = ByBytes.weight(&name(0), &Value::Inner(Arc::new(node.clone())));
+        let weight = ByBytes.weight(&name(0), &Value::Inner(Arc::new(node())));
         let count = u32::try_from((6 << 20) / weight).unwrap();
         runtime.block_on(async {
             for number in 0..count {
-                let brought = cache.inner_or(name(number), || async { Ok(node.clone()) });
+                let brought = cache.inner_or(name(number), || async { Ok(node()) });
                 brought.await.unwrap();
             }
         });
@@ -244,11 +245,12 @@ mod tests {
         let whole = cache.values.capacity();
         let id = |number: u32| NodeId::of_inner(&number.to_le_bytes());
         let children = (0..=255).map(|slot| (slot, id(0))).collect();
-        let node = InnerNode::new(1, children).unwrap();
+        let inner = InnerNode::new(1, children).unwrap();
+        let node = || LocatedInner::new(inner.clone());
         runtime.block_on(async {
             for number in 0..2000 {
                 let name = Name::inner(id(number));
-                let brought = cache.inner_or(name, || async { Ok(node.clone()) });
+                let brought = cache.inner_or(name, || async { Ok(node()) });
                 brought.await.unwrap();
             }
         });

@@ -6,14 +6,15 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
     ChunkId, NodeId, RootId,
-    block::BLOCK_BYTES,
-    tree::{InnerNode, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
+    tree::{InnerNode, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf_and_parent},
 };
 
 use super::{
     LocatedLeaf, StoredChunk, VerifiedChunk,
     cache::{ChunkGuard, Found},
     chunk::open_chunk,
+    hints::Hints,
+    located::LocatedInner,
 };
 use crate::{
     Damage, Error, Result,
@@ -99,7 +100,7 @@ impl Engine {
             let Some(&(_, now)) = moved.first().filter(|_| moves < PACK_MOVES_MAX) else {
                 return Err(Damage::from(gone).into());
             };
-            of.moved();
+            of.forget(gone.pack);
             place = now;
             moves += 1;
         }
@@ -265,7 +266,7 @@ impl Engine {
             if moves >= PACK_MOVES_MAX {
                 return self.noting_damage(Err(Damage::from(gone).into()));
             }
-            of.moved();
+            of.forget(gone.pack);
             moves += 1;
         };
         let mut chunks = Vec::with_capacity(wanted.len());
@@ -320,88 +321,62 @@ impl Engine {
         root: &Root,
         segment: u32,
     ) -> Result<Option<Arc<LocatedLeaf>>> {
-        match find_leaf(self, root, segment).await.map_err(walked)? {
-            Some(id) => self.located_leaf(id).await.map(Some),
-            None => Ok(None),
-        }
+        let found = find_leaf_and_parent(self, root, segment).await;
+        let Some((parent, id)) = found.map_err(walked)? else {
+            return Ok(None);
+        };
+        let load = || async {
+            let parent = self.located_inner(parent).await?;
+            let place = self.place_under(&parent, id).await?;
+            let hinted = place.map(|place| (place, &parent.hints));
+            let leaf = self.decoded(&self.packs, Name::leaf(id), hinted, Leaf::decode);
+            leaf.await.map(LocatedLeaf::new)
+        };
+        self.cache.leaf_or(Name::leaf(id), load).await.map(Some)
     }
 
     /// A leaf without the places of its chunks. It is not kept.
     pub(crate) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
         let name = Name::leaf(id);
         if let Some(located) = self.cache.leaf(name) {
-            return Ok(Arc::clone(&located.leaf));
+            return Ok(Arc::clone(located.leaf()));
         }
         self.load_plain_leaf(&self.packs, id).await.map(Arc::new)
     }
 
     /// A leaf from its pack, without the places of its chunks.
     pub(crate) async fn load_plain_leaf(&self, packs: &PackReader, id: NodeId) -> Result<Leaf> {
-        self.decoded(packs, Name::leaf(id), Leaf::decode).await
+        self.decoded(packs, Name::leaf(id), None, Leaf::decode)
+            .await
     }
 
-    /// A leaf with the places of its chunks, from the cache or its pack.
+    /// A leaf, from the cache or its pack.
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
-        let name = Name::leaf(id);
-        // One that is kept knows the places of its chunks. What was found damaged in one may be in
-        // another by now. As usual nothing is lost, and it is looked up once.
-        let is_something_lost = !self.lost.read().is_empty();
-        if is_something_lost
-            && let Some(kept) = self.cache.leaf(name)
-            && !self.is_complete(&kept)
-        {
-            self.cache.forget(name);
-        }
-        loop {
-            let load = || self.load_leaf(&self.packs, id);
-            let leaf = self.cache.leaf_or(name, load).await?;
-            if leaf.has_moved() {
-                self.cache.forget(name);
-                continue;
-            }
-            if !self.is_complete(&leaf) {
-                // What it lacks may come again, by an upload or a copy.
-                self.cache.forget(name);
-            }
-            return Ok(leaf);
-        }
+        let load = || self.load_leaf(&self.packs, id);
+        self.cache.leaf_or(Name::leaf(id), load).await
     }
 
-    /// A leaf from its pack, and where its chunks are.
+    /// A leaf from its pack.
     pub(crate) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
-        let leaf = self.decoded(packs, Name::leaf(id), Leaf::decode).await?;
-        let entries = leaf.entries().iter();
-        let names: Vec<_> = entries.map(|entry| Name::chunk(entry.chunk)).collect();
-        let mut places = self
-            .meta(Priority::Read, move |meta| meta.lookup(&names))
-            .await?;
-        for (entry, place) in leaf.entries().iter().zip(&mut places) {
-            let expected = entry.blocks as usize * BLOCK_BYTES;
-            if let Some(found) =
-                place.filter(|place| place.payload.plain_bytes as usize != expected)
-            {
-                tracing::error!(chunk = %entry.chunk, leaf = %id, expected, found = found.payload.plain_bytes, "a chunk's length differs");
-                *place = None;
-            }
-        }
-        Ok(LocatedLeaf::new(leaf, places))
-    }
-
-    /// Whether the index has all of its chunks and none of them is lost, as far as known.
-    fn is_complete(&self, leaf: &LocatedLeaf) -> bool {
-        let lost = self.lost.read();
-        let mut places = leaf.places.iter().flatten();
-        leaf.has_all_places && (lost.is_empty() || !places.any(|place| lost.hold(place)))
+        self.load_plain_leaf(packs, id).await.map(LocatedLeaf::new)
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
-        let load = || self.load_inner(&self.packs, id);
+        Ok(Arc::clone(self.located_inner(id).await?.inner()))
+    }
+
+    /// An inner node, from the cache or its pack.
+    async fn located_inner(&self, id: NodeId) -> Result<Arc<LocatedInner>> {
+        let load = || async {
+            let inner = self.load_inner(&self.packs, id).await?;
+            Ok(LocatedInner::new(inner))
+        };
         self.cache.inner_or(Name::inner(id), load).await
     }
 
     /// An inner node from its pack.
     pub(crate) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
-        self.decoded(packs, Name::inner(id), InnerNode::decode)
+        self.decoded(packs, Name::inner(id), None, InnerNode::decode)
             .await
     }
 
@@ -411,31 +386,38 @@ impl Engine {
 
     /// A root from its pack.
     pub(crate) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
-        self.decoded(packs, Name::root(id), Root::decode).await
+        self.decoded(packs, Name::root(id), None, Root::decode)
+            .await
     }
 
-    /// A node, checked against its id and decoded.
+    /// A node, checked against its id and decoded; with its place, if it is known, and the hints
+    /// that it is from.
     async fn decoded<T>(
         &self,
         packs: &PackReader,
         name: Name,
+        mut hinted: Option<(Location, &Hints)>,
         decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
     ) -> Result<T> {
         let mut gone: Option<(Location, PackGone)> = None;
         let mut moves = 0;
         loop {
-            let places = self
-                .meta(Priority::Read, move |meta| meta.lookup(&[name]))
-                .await?;
-            let place = places.into_iter().next().flatten();
-            let place = place.ok_or_else(|| Damage::missing(name))?;
+            let (place, hints) = match hinted.take() {
+                Some((place, hints)) => (place, Some(hints)),
+                None => (self.look_up(name).await?, None),
+            };
             if let Some((there, gone)) = gone
                 && (there == place || moves > PACK_MOVES_MAX)
             {
                 return self.noting_damage(Err(Damage::from(gone).into()));
             }
             match self.read_node(packs, name, place).await {
-                Err(ReadError::PackGone(no_pack)) => gone = Some((place, no_pack)),
+                Err(ReadError::PackGone(no_pack)) => {
+                    if let Some(hints) = hints {
+                        hints.forget(no_pack.pack.number);
+                    }
+                    gone = Some((place, no_pack));
+                }
                 Err(ReadError::Other(error)) => return self.noting_damage(Err(error)),
                 Ok(payload) => {
                     let decoded = decode(&payload).map_err(|error| {
@@ -446,6 +428,14 @@ impl Engine {
             }
             moves += 1;
         }
+    }
+
+    /// Where a node is by the index.
+    async fn look_up(&self, name: Name) -> Result<Location> {
+        let ask = move |meta: &dyn Meta| meta.lookup(&[name]);
+        let places = self.meta(Priority::Read, ask).await?;
+        let place = places.into_iter().next().flatten();
+        place.ok_or_else(|| Damage::missing(name).into())
     }
 
     /// The encoding of a node, checked against its id.
@@ -472,7 +462,7 @@ impl NodeSource for Engine {
     type Error = Error;
 
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        Ok(Arc::clone(&self.located_leaf(id).await?.leaf))
+        Ok(Arc::clone(self.located_leaf(id).await?.leaf()))
     }
 
     async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {

@@ -11,7 +11,9 @@
 //! | `known` | which chunks and nodes the store has |
 //! | `fetch` | nodes and chunks, from the cache or from packs |
 //! | `cache` | what was read, kept in memory |
-//! | `leaf` | leaves with the places of their chunks |
+//! | `located` | nodes with the places of their children |
+//! | `hints` | these places, as far as they are known |
+//! | `places` | where children are, by hints or by the index |
 //! | `chunk` | chunks on their way out, and the check that they pass |
 //! | `pins` | roots whose content is in use |
 //! | `reliance` | packs that running work relies on |
@@ -32,12 +34,14 @@ mod commit;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod engine;
 mod fetch;
+mod hints;
 mod known;
-mod leaf;
+mod located;
 mod lock;
 mod log_checkpoint;
 mod options;
 mod pins;
+mod places;
 mod query;
 mod reliance;
 mod rows;
@@ -53,7 +57,7 @@ pub(crate) use self::{
     commit::{Commit, CommitParts, Generation, PoisonOnPanic, joined},
     engine::Engine,
     fetch::{PACK_MOVES_MAX, needed_by, walked},
-    leaf::LocatedLeaf,
+    located::{LocatedLeaf, plain_bytes},
     lock::DirectoryLock,
     pins::Pins,
     reliance::{Floors, Guard, Moving, Reliance},

@@ -6,10 +6,7 @@ use varve_content::{
 };
 
 use super::SnapshotReader;
-use crate::{
-    Result,
-    engine::{LocatedLeaf, walked},
-};
+use crate::{Result, engine::walked};
 
 /// An extent in which two snapshots differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +65,8 @@ impl SnapshotDiff {
             let start = u64::from(segment.segment) * SEGMENT_BYTES as u64;
             let longest = self.base.size_bytes().max(self.target.size_bytes());
             let differences = diff_leaves(
-                base.as_deref().map(LocatedLeaf::leaf),
-                target.as_deref().map(LocatedLeaf::leaf),
+                base.as_ref().map(|it| &**it.leaf()),
+                target.as_ref().map(|it| &**it.leaf()),
             );
             let extents: Vec<_> = differences
                 .into_iter()

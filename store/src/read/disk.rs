@@ -10,7 +10,7 @@ use varve_content::{
 use super::{ContentReader, Segment};
 use crate::{
     Error, Result,
-    engine::{CheckedChunk, Engine, LocatedLeaf},
+    engine::{CheckedChunk, Engine},
     pack::PackReader,
 };
 
@@ -36,7 +36,7 @@ impl DiskSource {
 
     /// A segment, by its leaf.
     pub(crate) async fn segment(&self, index: u32, leaf: NodeId) -> Result<Segment> {
-        let located = self.located(leaf).await?;
+        let located = self.engine.load_leaf(&self.packs, leaf).await?;
         Ok(Segment {
             index,
             located: Arc::new(located),
@@ -52,17 +52,14 @@ impl DiskSource {
     ) -> Result<Vec<CheckedChunk>> {
         content.check_chunks(&self.packs, segment).await
     }
-
-    async fn located(&self, id: NodeId) -> Result<LocatedLeaf> {
-        self.engine.load_leaf(&self.packs, id).await
-    }
 }
 
 impl NodeSource for DiskSource {
     type Error = Error;
 
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        Ok(Arc::clone(&self.located(id).await?.leaf))
+        let leaf = self.engine.load_plain_leaf(&self.packs, id).await;
+        leaf.map(Arc::new)
     }
 
     async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {

@@ -7,7 +7,7 @@ use varve_content::{
 };
 
 use super::Segment;
-use crate::{engine::VerifiedChunk, format::Location};
+use crate::engine::VerifiedChunk;
 
 /// A part of a range that was read, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,35 +89,34 @@ pub(super) fn segment_parts(
         })
 }
 
-/// The chunks that overlap bytes `start..end` of a segment: the overlap, the entry, the place.
+/// The chunks that overlap bytes `start..end` of a segment: the overlap, the entry, its position.
 pub(super) fn overlapping(
     segment: &Segment,
     start: usize,
     end: usize,
-) -> impl Iterator<Item = (usize, usize, &LeafEntry, Option<Location>)> {
-    let entries = segment.located.leaf.entries();
+) -> impl Iterator<Item = (usize, usize, &LeafEntry, usize)> {
+    let entries = segment.leaf().entries();
     let chunk_end = |entry: &LeafEntry| (entry.start_block + entry.blocks) as usize * BLOCK_BYTES;
     let first = entries.partition_point(move |entry| chunk_end(entry) <= start);
-    let places = segment.located.places.iter().copied();
     entries
         .iter()
-        .zip(places)
+        .enumerate()
         .skip(first)
-        .map_while(move |(entry, place)| {
+        .map_while(move |(position, entry)| {
             let chunk_start = entry.start_block as usize * BLOCK_BYTES;
             (chunk_start < end).then(|| {
                 (
                     chunk_start.max(start),
                     chunk_end(entry).min(end),
                     entry,
-                    place,
+                    position,
                 )
             })
         })
 }
 
 pub(super) fn slice(chunk: &VerifiedChunk, range: std::ops::Range<usize>) -> Bytes {
-    // A leaf's entry was checked to be as long as its chunk when it was located.
+    // A leaf's entry was checked to be as long as its chunk when its place was looked up.
     chunk.plain().slice(range)
 }
 

@@ -20,7 +20,7 @@ use crate::{
     Damage, Error, Result,
     engine::{
         CheckedChunk, Engine, PACK_MOVES_MAX, Priority, RootPin, Scratch, StoredChunk,
-        VerifiedChunk, apart_if_it_waits, needed_by, open_chunk, walked,
+        VerifiedChunk, apart_if_it_waits, needed_by, open_chunk, plain_bytes, walked,
     },
     format::{Location, Name},
     meta::SnapshotRecord,
@@ -171,17 +171,20 @@ impl ContentReader {
         end: usize,
         pieces: &mut Vec<Piece>,
     ) -> Result<()> {
-        // The bytes that are not in the cache: their piece, and their range in it.
-        let mut absent = Vec::new();
+        // The bytes that are not in the cache: their piece, and their range in the chunk.
+        let (mut absent, mut positions) = (Vec::new(), Vec::new());
         let mut position = start;
-        for (from, to, entry, place) in overlapping(segment, start, end) {
+        for (from, to, entry, at) in overlapping(segment, start, end) {
             push_zeros(pieces, from - position);
             let chunk_start = entry.start_block as usize * BLOCK_BYTES;
             let range = from - chunk_start..to - chunk_start;
-            match self.engine.cache.chunk(Name::chunk(entry.chunk)) {
+            // Of another length, it is not what the leaf says.
+            let cached = self.engine.cache.chunk(Name::chunk(entry.chunk));
+            match cached.filter(|chunk| chunk.plain().len() == plain_bytes(entry) as usize) {
                 Some(chunk) => pieces.push(Piece::Data(slice(&chunk, range))),
                 None => {
-                    absent.push((pieces.len(), entry.chunk, place, range));
+                    absent.push((pieces.len(), entry.chunk, range));
+                    positions.push(at);
                     pieces.push(Piece::Data(Bytes::new()));
                 }
             }
@@ -191,16 +194,15 @@ impl ContentReader {
         if absent.is_empty() {
             return Ok(());
         }
-        let wanted: Vec<_> = absent
-            .iter()
-            .map(|(_, id, place, _)| (*id, *place))
-            .collect();
-        let chunks = self
-            .engine
-            .load_chunks(&segment.located, &wanted)
-            .await
-            .map_err(|error| self.named(error))?;
-        for ((position, _, _, range), chunk) in absent.into_iter().zip(chunks) {
+        let (engine, located) = (&self.engine, &segment.located);
+        let load = async {
+            let places = engine.places(located, &positions).await?;
+            let ids = absent.iter().map(|(_, id, _)| *id);
+            let wanted: Vec<_> = ids.zip(places).collect();
+            engine.load_chunks(located, &wanted).await
+        };
+        let chunks = load.await.map_err(|error| self.named(error))?;
+        for ((position, _, range), chunk) in absent.into_iter().zip(chunks) {
             if let Some(piece) = pieces.get_mut(position) {
                 *piece = Piece::Data(slice(&chunk, range));
             }
@@ -311,13 +313,12 @@ impl ContentReader {
 
     /// A segment's distinct chunks as they are stored, in the order of their first place.
     pub async fn stored_chunks(&self, segment: &Segment) -> Result<Vec<StoredChunk>> {
-        let wanted: Vec<_> = segment
-            .distinct()
-            .into_iter()
-            .map(|(_, id, place)| (id, place))
-            .collect();
-        let chunks = self.engine.stored_chunks(&segment.located, &wanted).await;
-        chunks.map_err(|error| self.named(error))
+        let load = async {
+            let distinct = segment.distinct(&self.engine).await?.into_iter();
+            let wanted: Vec<_> = distinct.map(|(_, id, place)| (id, place)).collect();
+            self.engine.stored_chunks(&segment.located, &wanted).await
+        };
+        load.await.map_err(|error| self.named(error))
     }
 
     /// A segment's distinct chunks, unpacked and checked, in the order of their first place. This
@@ -337,7 +338,7 @@ impl ContentReader {
         packs: &PackReader,
         segment: &Segment,
     ) -> Result<Vec<CheckedChunk>> {
-        let distinct = segment.distinct();
+        let distinct = segment.distinct(&self.engine).await?;
         let mut checked = Vec::with_capacity(distinct.len());
         let mut wanted = Vec::with_capacity(distinct.len());
         for (position, id, place) in distinct {

@@ -10,7 +10,7 @@ use varve_content::{
 use super::ContentReader;
 use crate::{
     Result,
-    engine::{LocatedLeaf, walked},
+    engine::{Engine, LocatedLeaf, walked},
     format::Location,
 };
 
@@ -31,24 +31,25 @@ impl Segment {
     /// Its chunks.
     #[must_use]
     pub fn leaf(&self) -> &Leaf {
-        &self.located.leaf
+        self.located.leaf()
     }
 
     /// Its distinct chunks with their places, in the order of their first one; with the entry's
     /// position.
-    pub(super) fn distinct(&self) -> Vec<(usize, ChunkId, Option<Location>)> {
-        let mut seen = HashSet::with_capacity(self.located.places.len());
-        let entries = self
-            .located
-            .leaf
-            .entries()
-            .iter()
-            .zip(&self.located.places)
-            .enumerate();
-        entries
-            .filter(|(_, (entry, _))| seen.insert(entry.chunk))
-            .map(|(position, (entry, place))| (position, entry.chunk, *place))
-            .collect()
+    pub(super) async fn distinct(
+        &self,
+        engine: &Engine,
+    ) -> Result<Vec<(usize, ChunkId, Option<Location>)>> {
+        let entries = self.leaf().entries();
+        let mut seen = HashSet::with_capacity(entries.len());
+        let chunks = entries.iter().map(|entry| entry.chunk).enumerate();
+        let distinct: Vec<_> = chunks.filter(|(_, chunk)| seen.insert(*chunk)).collect();
+        let positions: Vec<_> = distinct.iter().map(|(position, _)| *position).collect();
+        let places = engine.places(&self.located, &positions).await?;
+        let located = distinct.into_iter().zip(places);
+        Ok(located
+            .map(|((at, chunk), place)| (at, chunk, place))
+            .collect())
     }
 }
 

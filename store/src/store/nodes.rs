@@ -69,7 +69,10 @@ impl Store {
             NodeKey::Inner(id) => (engine.inner_node(id).await?.encode(), Vec::new()),
             NodeKey::Leaf(id) => {
                 let located = engine.located_leaf(id).await?;
-                (located.leaf().encode(), located.payload_bytes())
+                let places = engine.all_places(&located).await?.into_iter();
+                let payload_bytes =
+                    places.map(|place| place.map_or(0, |place| place.payload.stored_bytes));
+                (located.leaf().encode(), payload_bytes.collect())
             }
         };
         Ok(ExportedNode {
@@ -86,17 +89,20 @@ impl Store {
     pub async fn export_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
         self.check_known(vec![Name::leaf(leaf)]).await?;
         let located = self.engine.located_leaf(leaf).await?;
-        let wanted = entries
-            .iter()
-            .map(|position| {
-                located.chunk_at(*position).ok_or_else(|| {
-                    Error::Invalid(format!(
-                        "leaf {leaf} has {} entries, entry {position} was asked for",
-                        located.leaf().entries().len()
-                    ))
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let positions: Vec<_> = entries.iter().map(|position| *position as usize).collect();
+        let all = located.leaf().entries();
+        let chunks = positions.iter().map(|position| {
+            let entry = all.get(*position).ok_or_else(|| {
+                Error::Invalid(format!(
+                    "leaf {leaf} has {} entries, entry {position} was asked for",
+                    all.len()
+                ))
+            })?;
+            Ok(entry.chunk)
+        });
+        let chunks = chunks.collect::<Result<Vec<_>>>()?.into_iter();
+        let places = self.engine.places(&located, &positions).await?;
+        let wanted: Vec<_> = chunks.zip(places).collect();
         self.engine.stored_chunks(&located, &wanted).await
     }
 

@@ -21,6 +21,7 @@ mod dropped;
 mod header_only;
 mod idle_journals;
 mod journal_faults;
+mod located;
 mod log_checkpoints;
 mod log_damage;
 mod lost_catalog;

@@ -39,4 +39,4 @@ pub use leaf::{LEAF_MAX_BYTES, Leaf, LeafEntry};
 pub use node_id::{NodeId, RootId};
 pub use root::{ROOT_BYTES, Root};
 pub use update::{TreeUpdate, UpdateError};
-pub use walk::{LeafWalk, Node, NodeSource, find_leaf};
+pub use walk::{LeafWalk, Node, NodeSource, find_leaf, find_leaf_and_parent};

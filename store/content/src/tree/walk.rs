@@ -108,17 +108,36 @@ pub async fn find_leaf<S: NodeSource>(
     root: &Root,
     segment: u32,
 ) -> Result<Option<NodeId>, WalkError<S::Error>> {
+    let found = find_leaf_and_parent(source, root, segment).await?;
+    Ok(found.map(|(_, leaf)| leaf))
+}
+
+/// Finds the leaf of one segment, and the inner node that it is a child of: first the latter.
+///
+/// # Errors
+///
+/// As of [`find_leaf`].
+pub async fn find_leaf_and_parent<S: NodeSource>(
+    source: &S,
+    root: &Root,
+    segment: u32,
+) -> Result<Option<(NodeId, NodeId)>, WalkError<S::Error>> {
     if !has_segment(root.size_bytes, segment) {
         return Ok(None);
     }
-    let mut node = root.top;
+    let Some(mut node) = root.top else {
+        return Ok(None);
+    };
+    let mut found = None;
     for level in (1..=root.height()).rev() {
-        let Some(id) = node else { return Ok(None) };
-        node = inner_at(source, id, level)
-            .await?
-            .child(slot_of(segment, level));
+        let inner = inner_at(source, node, level).await?;
+        let Some(child) = inner.child(slot_of(segment, level)) else {
+            return Ok(None);
+        };
+        found = Some((node, child));
+        node = child;
     }
-    Ok(node)
+    Ok(found)
 }
 
 /// Visits the leaves of a tree in ascending order of their segments. Holds one node per level.
