@@ -3,6 +3,7 @@
 //! Nothing is asserted: the figures are for people to compare. The store has the formats of any
 //! other, and `varved` opens it.
 
+mod collection;
 mod content;
 mod make;
 mod measure;
@@ -36,12 +37,12 @@ enum Command {
         #[arg(long, default_value_t = 50_000)]
         snapshots: u64,
     },
-    /// Measure starts, memory, lists and status of varved on such a store. It changes the store a
-    /// little
+    /// Measure starts, memory, lists, status and a collection's marks of varved on such a store. It
+    /// changes the store a little
     Measure {
         /// The data directory
         dir: PathBuf,
-        /// Also delete half of the snapshots
+        /// Also delete half of the snapshots, and collect what that leaves
         #[arg(long)]
         delete: bool,
     },

@@ -42,8 +42,11 @@ use crate::{
 const STORE: StoreId = StoreId::from_bytes([0x5c; 16]);
 /// Snapshots of a host.
 const HOST_SNAPSHOTS: u64 = 100;
-/// Length of a pack. Chunks are small, so packs are: a store has as many as with ordinary chunks.
-const PACK_BYTES: u64 = 1 << 20;
+/// Length of a pack of chunks, which are small: so there are about as many packs as with ordinary
+/// chunks.
+const CHUNK_PACK_BYTES: u64 = 2 << 20;
+/// Packs of nodes have higher numbers: they have the usual length, so they are made elsewhere.
+const CHUNK_PACKS_MAX: u64 = 1 << 20;
 /// Records that are appended and indexed together.
 const GROUP_RECORDS: usize = 8192;
 /// Snapshots that enter the index together.
@@ -101,11 +104,16 @@ struct Store {
 impl Store {
     async fn create(dir: &Path) -> Result<Self, Failure> {
         let disk = io::choose(IoEngine::Auto)?;
-        let packs = LocalPacks::open(disk, dir, STORE, PACK_BYTES, limits::PACKS_OPEN_MAX)?;
-        let stage: Arc<dyn PackStage> = packs;
-        let writer = |kind| PackWriter::resume(Arc::clone(&stage), kind, Vec::new());
-        let (chunks, _) = writer(PackKind::Chunks).await?;
-        let (nodes, _) = writer(PackKind::Nodes).await?;
+        let writer = async |kind, pack_bytes, above| {
+            let disk = Arc::clone(&disk);
+            let packs = LocalPacks::open(disk, dir, STORE, pack_bytes, limits::PACKS_OPEN_MAX)?;
+            packs.keep_numbers_above(above);
+            let stage: Arc<dyn PackStage> = packs;
+            let (writer, _) = PackWriter::resume(stage, kind, Vec::new()).await?;
+            Ok::<_, Failure>(writer)
+        };
+        let chunks = writer(PackKind::Chunks, CHUNK_PACK_BYTES, 0).await?;
+        let nodes = writer(PackKind::Nodes, limits::PACK_BYTES_MAX, CHUNK_PACKS_MAX).await?;
         let mut log = BufWriter::new(File::create(names::catalog_log(dir))?);
         log.write_all(
             &LogHeader {

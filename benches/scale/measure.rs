@@ -1,7 +1,6 @@
 //! Starts, memory, lists and status of `varved` on a large store.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::Write as _,
     path::Path,
@@ -9,10 +8,16 @@ use std::{
 };
 
 use varve_content::BLOCK_BYTES;
-use varve_proto::v1::{DeleteSnapshotsRequest, GetStatusRequest, ListSnapshotsRequest};
-use varve_tests::{daemon::Varved, random::Random, rpc::Rpc};
+use varve_proto::v1::{
+    DeleteSnapshotsRequest, GetStatusRequest, ListSnapshotsRequest, ListSnapshotsResponse,
+};
+use varve_tests::{
+    daemon::{Options, Varved},
+    random::Random,
+    rpc::Rpc,
+};
 
-use crate::{Failure, report};
+use crate::{Failure, collection, report};
 
 /// Snapshots in one page.
 const PAGE: u32 = 1000;
@@ -22,13 +27,17 @@ const STATUS_CALLS: usize = 100;
 /// start.
 const UPLOAD_BYTES: usize = 192 << 20;
 
+/// The daemon's cache of reads, with which its memory is promised: by default it goes by the
+/// machine's.
+const CACHE_BYTES: u64 = 128 << 20;
+
 /// Measures the daemon on a store.
 pub(crate) fn measure(dir: &Path, delete: bool) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     // The first start may have something to recover.
-    Varved::start(dir).stop();
+    started(dir).0.stop();
     let (mut varved, took) = started(dir);
     report::seconds("start after a clean stop", took);
     report::mebibytes("memory after the start", resident_bytes(&varved)?);
@@ -54,10 +63,13 @@ pub(crate) fn measure(dir: &Path, delete: bool) -> Result<(), Failure> {
     let (mut varved, took) = started(dir);
     report::seconds("start after SIGKILL", took);
     report::mebibytes("memory after that start", resident_bytes(&varved)?);
+    let rpc = runtime.block_on(Rpc::connect(&varved));
+    runtime.block_on(collection::plan(&rpc, &varved))?;
     if delete {
-        let rpc = runtime.block_on(Rpc::connect(&varved));
         runtime.block_on(deletions(&rpc))?;
         report::mebibytes("memory after deletions", resident_bytes(&varved)?);
+        runtime.block_on(collection::run(&rpc, &varved))?;
+        report::mebibytes("memory after the collection", resident_bytes(&varved)?);
     }
     report::mebibytes("most memory", varved.peak_memory_bytes());
     varved.stop();
@@ -65,53 +77,72 @@ pub(crate) fn measure(dir: &Path, delete: bool) -> Result<(), Failure> {
 }
 
 fn started(dir: &Path) -> (Varved, Duration) {
+    let options = Options::new(dir).env("VARVE_CHUNK_CACHE_BYTES", CACHE_BYTES.to_string());
     let begun = Instant::now();
-    let varved = Varved::start(dir);
+    let varved = options.start();
     (varved, begun.elapsed())
 }
 
 fn resident_bytes(varved: &Varved) -> Result<u64, Failure> {
+    memory_bytes(varved, "VmRSS:")
+}
+
+/// What the kernel tells of the daemon's memory in the line that begins so.
+pub(crate) fn memory_bytes(varved: &Varved, field: &str) -> Result<u64, Failure> {
     let status = fs::read_to_string(format!("/proc/{}/status", varved.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(kib.ok_or("no VmRSS in its status")?.trim().parse::<u64>()? << 10)
+    let kib = kib.ok_or_else(|| format!("no {field} in its status"))?;
+    Ok(kib.trim().parse::<u64>()? << 10)
 }
 
 async fn status(rpc: &Rpc) -> Result<(), Failure> {
     let mut all = Vec::with_capacity(STATUS_CALLS);
     for _ in 0..STATUS_CALLS {
-        let begun = Instant::now();
-        rpc.status.clone().get_status(GetStatusRequest {}).await?;
-        all.push(begun.elapsed());
+        all.push(one_status(rpc).await?);
     }
     report::milliseconds("status", all);
     Ok(())
 }
 
+/// Asks for the status once. Returns how long that took.
+pub(crate) async fn one_status(rpc: &Rpc) -> Result<Duration, Failure> {
+    let begun = Instant::now();
+    rpc.status.clone().get_status(GetStatusRequest {}).await?;
+    Ok(begun.elapsed())
+}
+
 /// Lists all pages. Returns the time of each, and the ids.
 async fn pages(rpc: &Rpc, tags: &[(&str, &str)]) -> Result<(Vec<Duration>, Vec<String>), Failure> {
-    let tags = tags
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    let tags: BTreeMap<_, _> = tags.collect();
-    let (mut all, mut ids, mut page_token) = (Vec::new(), Vec::new(), String::new());
+    let (mut all, mut ids, mut token) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let request = ListSnapshotsRequest {
-            page_size: PAGE,
-            page_token,
-            tags: tags.clone(),
-            ..ListSnapshotsRequest::default()
-        };
-        let begun = Instant::now();
-        let page = rpc.snapshots.clone().list_snapshots(request).await?;
-        all.push(begun.elapsed());
-        let page = page.into_inner();
+        let (took, page) = page(rpc, tags, token).await?;
+        all.push(took);
         ids.extend(page.snapshots.into_iter().map(|snapshot| snapshot.id));
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
+        token = page.next_page_token;
+        if token.is_empty() {
             return Ok((all, ids));
         }
     }
+}
+
+/// Lists one page. Returns how long that took, and the page.
+pub(crate) async fn page(
+    rpc: &Rpc,
+    tags: &[(&str, &str)],
+    page_token: String,
+) -> Result<(Duration, ListSnapshotsResponse), Failure> {
+    let tags = tags.iter();
+    let tags = tags.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let request = ListSnapshotsRequest {
+        page_size: PAGE,
+        page_token,
+        tags: tags.collect(),
+        ..ListSnapshotsRequest::default()
+    };
+    let begun = Instant::now();
+    let page = rpc.snapshots.clone().list_snapshots(request).await?;
+    Ok((begun.elapsed(), page.into_inner()))
 }
 
 /// Imports an image that no chunk of the store is in.

@@ -1,6 +1,7 @@
 //! Random reads of 4 KiB, each of a chunk of its own, straight from the store.
 
 use std::{
+    fs,
     path::Path,
     sync::{
         Arc,
@@ -29,6 +30,7 @@ pub(crate) fn random(dir: &Path, seconds: u64, depth: usize) -> Result<(), Failu
         let reader = store.open_snapshot(&SnapshotKey::from(WHOLE)).await?;
         let segments = reader.record().size_bytes / varve_content::SEGMENT_BYTES as u64;
         let chunks = segments * LEAF_CHUNKS;
+        let processor_before = processor_time()?;
         let end = Instant::now() + Duration::from_secs(seconds);
         let done = Arc::new(AtomicU64::new(0));
         let mut tasks = tokio::task::JoinSet::new();
@@ -48,8 +50,23 @@ pub(crate) fn random(dir: &Path, seconds: u64, depth: usize) -> Result<(), Failu
             result?;
         }
         let reads = done.load(Ordering::Relaxed);
+        let processor = processor_time()?.saturating_sub(processor_before);
+        let each_us = processor.as_micros() / u128::from(reads.max(1));
         report::line("random reads a second", reads / seconds.max(1));
+        report::line("processor time of a read", format_args!("{each_us} µs"));
         store.close().await?;
         Ok(())
     })
+}
+
+/// What this process has taken of all processors, in user space and in the kernel. Beside other
+/// work on the machine, it says more than the number of reads.
+fn processor_time() -> Result<Duration, Failure> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // Behind the name, which may have spaces: the twelfth and the thirteenth field, in ticks.
+    let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/self/stat")?;
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks: Vec<u64> = ticks.map(str::parse).collect::<Result<_, _>>()?;
+    let ms = 1000 * ticks.iter().sum::<u64>() / rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_millis(ms))
 }

@@ -12,15 +12,16 @@ pub(crate) fn seconds(what: &str, took: Duration) {
     line(what, format_args!("{:.3} s", took.as_secs_f64()));
 }
 
-/// Prints the median and the longest of several durations.
+/// Prints the median, the 99th percentile and the longest of several durations.
 pub(crate) fn milliseconds(what: &str, mut all: Vec<Duration>) {
     all.sort_unstable();
     let ms = |took: Option<&Duration>| took.map_or(0.0, |took| took.as_secs_f64() * 1000.0);
-    let (median, longest) = (ms(all.get(all.len() / 2)), ms(all.last()));
     let count = all.len();
+    let (median, most) = (ms(all.get(count / 2)), ms(all.get(count * 99 / 100)));
+    let longest = ms(all.last());
     line(
         what,
-        format_args!("{median:.1} ms, longest {longest:.1} ms, of {count}"),
+        format_args!("{median:.1} ms, 99 % {most:.1} ms, longest {longest:.1} ms, of {count}"),
     );
 }
 

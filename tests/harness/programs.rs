@@ -25,14 +25,15 @@ pub fn example(name: &str) -> PathBuf {
     built(&format!("examples/{name}"))
 }
 
-/// One of the programs under test: in `$VARVE_BIN_DIR`, or in cargo's directory for programs, one
-/// above that of the test program.
+/// One of the programs under test: in `$VARVE_BIN_DIR`, or in cargo's directory for programs. A
+/// test program is in a directory in it, and other programs are there themselves.
 fn built(name: &str) -> PathBuf {
     let dir = env::var_os("VARVE_BIN_DIR").map_or_else(
         || {
-            let test = env::current_exe().expect("know the path of the test program");
-            let deps = test.parent().expect("a program is in a directory");
-            deps.parent().unwrap_or(deps).to_owned()
+            let this = env::current_exe().expect("know the path of this program");
+            let dir = this.parent().expect("a program is in a directory");
+            let above = dir.parent().filter(|_| dir.ends_with("deps"));
+            above.unwrap_or(dir).to_owned()
         },
         PathBuf::from,
     );

@@ -14,7 +14,7 @@ use varve_content::{
 use varve_proto::v1::{
     BeginUploadRequest, Chunk, ChunkerParameters, Codec, CommitUploadRequest, GetStatusRequest,
     GetStatusResponse, Leaf, LeafEntry, PutChunksRequest, PutChunksResponse, PutLeavesRequest,
-    Snapshot, content_service_client::ContentServiceClient,
+    Snapshot, content_service_client::ContentServiceClient, gc_service_client::GcServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
 };
 
@@ -33,6 +33,8 @@ pub struct Rpc {
     pub snapshots: SnapshotServiceClient<Channel>,
     /// Status.
     pub status: StatusServiceClient<Channel>,
+    /// Space and garbage collection.
+    pub gc: GcServiceClient<Channel>,
 }
 
 impl Rpc {
@@ -46,7 +48,8 @@ impl Rpc {
                 .max_encoding_message_size(usize::MAX),
             snapshots: SnapshotServiceClient::new(channel.clone())
                 .max_encoding_message_size(usize::MAX),
-            status: StatusServiceClient::new(channel),
+            status: StatusServiceClient::new(channel.clone()),
+            gc: GcServiceClient::new(channel),
         }
     }
 

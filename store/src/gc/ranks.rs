@@ -267,7 +267,6 @@ impl Builder {
 mod tests {
     #![allow(
         clippy::cast_possible_truncation,
-        clippy::disallowed_methods,
         clippy::indexing_slicing,
         clippy::unwrap_used,
         reason = "tests"
@@ -418,86 +417,5 @@ mod tests {
             ..PLACE.pack
         };
         assert!(!ranks.is_below(&Location { pack, ..PLACE }));
-    }
-
-    /// Names that need no memory: ascending, and else as if they were hashes.
-    struct Numbered(u64);
-
-    impl Numbered {
-        fn name(&self, number: u64) -> Name {
-            let mut bytes = name(&mut Random::new(number));
-            let first = number * (u64::MAX / self.0);
-            let (head, _) = bytes.split_at_mut(8);
-            head.copy_from_slice(&first.to_be_bytes());
-            chunk(bytes)
-        }
-    }
-
-    impl IndexView for Numbered {
-        fn pack_states(&self) -> Result<Vec<PackState>> {
-            Ok(Vec::new())
-        }
-
-        fn scan_from(
-            &self,
-            kind: PackKind,
-            _: &[u8; 32],
-            row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
-        ) -> Result<()> {
-            if kind == PackKind::Chunks {
-                let _ = (0..self.0).try_for_each(|number| row(self.name(number), PLACE));
-            }
-            Ok(())
-        }
-    }
-
-    /// A line of what the kernel tells of this process, in KiB.
-    fn status_kib(field: &str) -> u64 {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    /// Run it alone, and optimised. It prints what it measures.
-    #[test]
-    #[ignore = "a measurement"]
-    fn memory_and_time_of_many_names() {
-        for millions in [10, 50, 90] {
-            let names = Numbered(millions * 1_000_000);
-            let before = status_kib("RssAnon");
-            let begun_at = std::time::Instant::now();
-            let _ = names.scan(PackKind::Chunks, &mut |name, _| {
-                std::hint::black_box(name);
-                ControlFlow::Continue(())
-            });
-            let making = begun_at.elapsed();
-            let begun_at = std::time::Instant::now();
-            let wanted = Wanted::default();
-            let ranks = Ranks::of_view(&names, [0; 32], 1 << 40, &wanted).unwrap();
-            let took = begun_at.elapsed();
-            let kib = status_kib("RssAnon") - before;
-            println!(
-                "{millions} M names: ranks take {kib} KiB, {:.2} bits a name, made in {took:?} \
-                with {making:?} for the names themselves; peak of the process {} KiB",
-                kib as f64 * 8192.0 / names.0 as f64,
-                status_kib("VmHWM")
-            );
-            let bits = crate::gc::bits::Bits::new(ranks.len());
-            let begun_at = std::time::Instant::now();
-            const ASKED: u64 = 5_000_000;
-            let mut random = Random::new(5);
-            let numbers: Vec<_> = (0..ASKED).map(|_| random.next() % names.0).collect();
-            let asked: Vec<_> = numbers.iter().map(|number| names.name(*number)).collect();
-            let making = begun_at.elapsed();
-            let begun_at = std::time::Instant::now();
-            for name in &asked {
-                bits.insert(ranks.slot(name).unwrap());
-            }
-            let took = begun_at.elapsed();
-            println!(
-                "{millions} M names: {:.0} ns a mark ({making:?} for the names)",
-                took.as_nanos() as f64 / ASKED as f64
-            );
-        }
     }
 }

@@ -2,7 +2,6 @@
 
 mod late;
 mod model;
-mod scale;
 mod surveys;
 
 use std::{
