@@ -9,9 +9,9 @@ use varve_content::{
 };
 
 use super::{
-    Random, block_on,
-    crash::Machine,
-    incoming, new_snapshot,
+    Random, block_on, incoming,
+    machine::Machine,
+    new_snapshot,
     pending::{completed, fill, pending},
     random_image, read, upload,
     volume_data::{BLOCK, new_volume},

@@ -10,9 +10,9 @@ use varve_content::{
 };
 
 use super::{
-    Random, assert_holds, block_on,
-    crash::Machine,
-    incoming, new_snapshot,
+    Random, assert_holds, block_on, incoming,
+    machine::Machine,
+    new_snapshot,
     pending::{completed, fill, pending},
     read, seed,
     volume_data::{BLOCK, contents, new_volume, options},

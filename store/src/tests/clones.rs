@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Random, assert_holds, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::{clone_of, fill, pending},
     upload,
     volume_data::{BLOCK, Change, contents, new_volume, options},

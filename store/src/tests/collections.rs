@@ -12,9 +12,9 @@ use std::{
 };
 
 use super::{
-    Random, assert_holds, block_on,
-    crash::Machine,
-    cut, new_snapshot,
+    Random, assert_holds, block_on, cut,
+    machine::Machine,
+    new_snapshot,
     pending::{clone_of, completed},
     scribble, seed, send,
     volume_data::{BLOCK, contents, new_volume},

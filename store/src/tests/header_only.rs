@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Random, assert_holds, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::{completed, fill, pending},
     volume_data::{BLOCK, contents, new_volume},
 };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Random, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::fill,
     volume_data::{BLOCK, contents, new_volume},
 };

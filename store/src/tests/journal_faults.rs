@@ -9,7 +9,7 @@ use super::{
     Random,
     apart::soon,
     block_on,
-    crash::Machine,
+    machine::Machine,
     pending::pending,
     seed,
     volume_data::{new_volume, read},

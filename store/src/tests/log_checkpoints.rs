@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Random, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::fill,
     seed,
     volume_data::{BLOCK, contents, new_volume},

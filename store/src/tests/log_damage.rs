@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Random, block_on,
-    crash::Machine,
     log_checkpoints::{
         Everything, checkpoint, everything, header, log_path, make_changes, old_path,
     },
+    machine::Machine,
 };
 use crate::{
     Error, Place, RebuildReport, Result,

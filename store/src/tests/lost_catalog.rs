@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{
     Random, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::{fill, pending},
     repairs::closed,
     seed, upload,

@@ -25,6 +25,7 @@ mod located;
 mod log_checkpoints;
 mod log_damage;
 mod lost_catalog;
+mod machine;
 mod model;
 mod moved_packs;
 mod open_packs;

@@ -2,7 +2,7 @@
 //! them too.
 
 use super::{
-    Random, assert_holds, block_on, crash::Machine, cut, new_snapshot, seed, send, upload,
+    Random, assert_holds, block_on, cut, machine::Machine, new_snapshot, seed, send, upload,
 };
 use crate::{
     GcSettings, Store,

@@ -8,7 +8,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::{
     Random, assert_holds, block_on,
-    crash::Machine,
+    machine::Machine,
     seed, upload,
     volume_data::{BLOCK, Change, contents, new_volume, options},
 };

@@ -7,7 +7,7 @@ use super::{
     Random,
     apart::soon,
     assert_holds, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::{completed, fill, pending},
     volume_data::{BLOCK, contents, new_volume},
 };

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::{
     Random, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::fill,
     volume_data::{BLOCK, contents, new_volume},
 };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     Random, assert_holds, block_on,
-    crash::Machine,
+    machine::Machine,
     seed,
     volume_data::{BLOCK, contents, new_volume, read},
 };

@@ -6,7 +6,7 @@ use std::{collections::HashSet, io::ErrorKind, path::Path};
 use varve_content::{chunker::End, codec::Codec};
 
 use super::{
-    Random, assert_holds, block_on, crash::Machine, cut, new_snapshot, seed, send, upload,
+    Random, assert_holds, block_on, cut, machine::Machine, new_snapshot, seed, send, upload,
 };
 use crate::{
     Error, Result, Store,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use bytes::Bytes;
 
-use super::{Random, assert_holds, block_on, crash::Machine, random_image, seed, upload};
+use super::{Random, assert_holds, block_on, machine::Machine, random_image, seed, upload};
 use crate::{Error, NewVolume, Options, Result, Store, Volume, format::names, limits};
 
 pub(super) const BLOCK: usize = 4096;

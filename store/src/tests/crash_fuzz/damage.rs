@@ -7,7 +7,7 @@ use crate::{
     Error,
     format::names,
     io::Disk as _,
-    tests::{crash::Machine, volume_data::BLOCK},
+    tests::{machine::Machine, volume_data::BLOCK},
 };
 
 impl World {

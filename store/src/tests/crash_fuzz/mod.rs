@@ -32,7 +32,7 @@ use futures::future::join_all;
 use self::model::{Content, Model, is_mix};
 use super::{
     Random, assert_holds, block_on,
-    crash::Machine,
+    machine::Machine,
     pending::{clone_of, of},
     seed,
     volume_data::{BLOCK, Change, new_volume},
