@@ -130,10 +130,16 @@ pub(super) struct Machine {
     pub(super) journal_bytes_max: u64,
     pub(super) pack_bytes_max: u64,
     pub(super) journal_files_open_max: usize,
+    pub(super) cpu_threads: usize,
 }
 
 pub(super) const DATA_DIR: &str = "/data";
 const STORE: StoreId = StoreId::from_bytes([7; 16]);
+
+/// The path of a pack on its disk.
+pub(super) fn pack_path(pack: PackId) -> PathBuf {
+    names::pack(Path::new(DATA_DIR), pack)
+}
 
 impl Machine {
     pub(super) fn new() -> Self {
@@ -148,12 +154,13 @@ impl Machine {
             journal_bytes_max: 256 << 20,
             pack_bytes_max: limits::PACK_BYTES_MAX,
             journal_files_open_max: limits::JOURNAL_FILES_OPEN_MAX,
+            cpu_threads: 1,
         }
     }
 
     pub(super) async fn open(&self) -> Result<(Store, RecoveryReport)> {
         let mut options = Options::new(PathBuf::from(DATA_DIR));
-        options.cpu_threads = 1;
+        options.cpu_threads = self.cpu_threads;
         options.journal_bytes_max = self.journal_bytes_max;
         options.pack_bytes_max = self.pack_bytes_max;
         options.journal_files_open_max = self.journal_files_open_max;
@@ -168,6 +175,13 @@ impl Machine {
         let meta: Arc<dyn Meta> = Arc::<PowerlessMeta>::clone(&self.meta);
         let engine = assemble(base, &mut report, |_| Ok(meta)).await?;
         Ok((Store::of(engine).await, report))
+    }
+
+    /// Opens a store in which nothing is damaged.
+    pub(super) async fn open_undamaged(&self) -> Store {
+        let (store, report) = self.open().await.unwrap();
+        assert_eq!(report.damage, []);
+        store
     }
 
     /// Loses the catalog log, and makes the catalog again without it, packs and journals being all
@@ -222,6 +236,7 @@ impl Machine {
             journal_bytes_max: self.journal_bytes_max,
             pack_bytes_max: self.pack_bytes_max,
             journal_files_open_max: self.journal_files_open_max,
+            cpu_threads: self.cpu_threads,
         }
     }
 
@@ -234,6 +249,7 @@ impl Machine {
             journal_bytes_max: self.journal_bytes_max,
             pack_bytes_max: self.pack_bytes_max,
             journal_files_open_max: self.journal_files_open_max,
+            cpu_threads: self.cpu_threads,
         }
     }
 
@@ -246,6 +262,7 @@ impl Machine {
             journal_bytes_max: self.journal_bytes_max,
             pack_bytes_max: self.pack_bytes_max,
             journal_files_open_max: self.journal_files_open_max,
+            cpu_threads: self.cpu_threads,
         }
     }
 }

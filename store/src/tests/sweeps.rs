@@ -1,7 +1,7 @@
 //! What running work relies on is kept, and packs that are swept take nothing with them that a root
 //! reaches.
 
-use std::{collections::HashSet, io::ErrorKind, path::Path};
+use std::{collections::HashSet, io::ErrorKind};
 
 use varve_content::{chunker::End, codec::Codec};
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result, Store,
     engine::HeldPack,
-    format::{Name, PackId, PackKind, PackPhase, names},
+    format::{Name, PackId, PackKind, PackPhase},
     gc::{Sweep, Swept, pace::Pace},
     pack::EncodedRecord,
 };
@@ -26,14 +26,14 @@ fn machine() -> Machine {
 }
 
 /// The sealed packs, by number.
-fn sealed(store: &Store) -> Vec<PackId> {
+pub(super) fn sealed(store: &Store) -> Vec<PackId> {
     let states = store.engine().meta.pack_states().unwrap();
     let sealed = states.iter().filter(|it| it.phase == PackPhase::Sealed);
     sealed.map(|state| state.pack).collect()
 }
 
 /// The names of all that snapshots reach.
-async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
+pub(super) async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
     let mut names = HashSet::new();
     let engine = store.engine();
     for snapshot in snapshots {
@@ -78,17 +78,14 @@ async fn sweep(
 }
 
 /// Blocks of noise, so that packs fill up.
-fn image(seed: u64, blocks: usize) -> Vec<u8> {
+pub(super) fn image(seed: u64, blocks: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     let words = (0..blocks * 512).flat_map(|_| random.next().to_le_bytes());
     words.collect()
 }
 
 fn has_file(machine: &Machine, pack: PackId) -> bool {
-    machine
-        .disk
-        .contents(&names::pack(Path::new("/data"), pack))
-        .is_ok()
+    machine.disk.contents(&pack_path(pack)).is_ok()
 }
 
 #[test]
@@ -365,7 +362,7 @@ fn a_live_record_that_is_damaged_keeps_its_pack() {
             .copied()
             .find(|it| it.kind == PackKind::Chunks)
             .unwrap();
-        let path = names::pack(Path::new("/data"), pack);
+        let path = pack_path(pack);
         machine.disk.flip(&path, 20_000, 4).unwrap();
         let (swept, _) = sweep(&store, &[pack], &live).await.unwrap();
         assert_eq!((swept.packs, swept.kept.len()), (0, 1));
@@ -378,10 +375,7 @@ fn a_live_record_that_is_damaged_keeps_its_pack() {
         // A dead one does not.
         let live = reached(&store, &["s"]).await;
         let pack = sealed(&store)[0];
-        machine
-            .disk
-            .flip(&names::pack(Path::new("/data"), pack), 20_000, 4)
-            .unwrap();
+        machine.disk.flip(&pack_path(pack), 20_000, 4).unwrap();
         store.delete_snapshot(&"s".into()).await.unwrap();
         drop(live);
         let (swept, _) = sweep(&store, &[pack], &HashSet::new()).await.unwrap();

@@ -23,10 +23,10 @@ async fn ranked(engine: &Arc<Engine>) -> Arc<Ranks> {
 /// it counts as dead.
 #[test]
 fn records_that_come_while_marks_are_made_are_needed() {
-    let place = Place::new();
+    let machine = machine();
     let mut random = Random::new(seed());
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         let mut image = random_image(&mut random, 5000);
         upload(&store, "old", &image).await.unwrap();
@@ -60,10 +60,10 @@ fn records_that_come_while_marks_are_made_are_needed() {
 
 #[test]
 fn roots_that_come_late_are_added() {
-    let place = Place::new();
+    let machine = machine();
     let mut random = Random::new(seed());
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         let image = random_image(&mut random, 3000);
         let other = random_image(&mut random, 3000);
@@ -87,10 +87,10 @@ fn roots_that_come_late_are_added() {
 /// An upload that is under way when the ranks are made: its chunks are there, its nodes come later.
 #[test]
 fn a_snapshot_that_is_completed_while_marks_are_made_is_needed() {
-    let place = Place::new();
+    let machine = machine();
     let mut random = Random::new(seed());
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         let image = random_image(&mut random, 3000);
         let cut = cut(&image);
@@ -112,9 +112,12 @@ fn a_snapshot_that_is_completed_while_marks_are_made_is_needed() {
 }
 
 /// Flips a bit of the payload of a record.
-fn damage(place: &Place, at: &Location) {
-    let path = Place::pack_path(at.pack);
-    place.disk.flip(&path, at.offset_bytes + 64 + 9, 4).unwrap();
+fn damage(machine: &Machine, at: &Location) {
+    let path = pack_path(at.pack);
+    machine
+        .disk
+        .flip(&path, at.offset_bytes + 64 + 9, 4)
+        .unwrap();
 }
 
 #[test]
@@ -125,10 +128,10 @@ fn a_damaged_node_ends_the_marks_and_is_named_with_who_needs_it() {
         (crate::format::pack::RecordKind::Inner, false),
         (crate::format::pack::RecordKind::Root, true),
     ] {
-        let place = Place::new();
+        let machine = machine();
         let mut random = Random::new(7);
         block_on(async {
-            let store = place.open().await;
+            let store = machine.open_undamaged().await;
             let engine = store.engine();
             let image = random_image(&mut random, 5000);
             upload(&store, "good", &random_image(&mut random, 500))
@@ -147,7 +150,7 @@ fn a_damaged_node_ends_the_marks_and_is_named_with_who_needs_it() {
             let nodes = reach(engine, web).await;
             let rows = rows(engine);
             let node = nodes.iter().find(|it| it.kind() == kind).unwrap();
-            damage(&place, &rows[node]);
+            damage(&machine, &rows[node]);
             let roots = roots::collect(engine).await.unwrap();
             let failed = survey(engine, &unpaced(), &roots, names_of_a_pass()).await;
             let error = failed.unwrap_err();
@@ -173,10 +176,10 @@ fn a_damaged_node_ends_the_marks_and_is_named_with_who_needs_it() {
 /// A node without a row must not pass for one that was reached before.
 #[test]
 fn a_missing_node_ends_the_marks() {
-    let place = Place::new();
+    let machine = machine();
     let mut random = Random::new(8);
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         upload(&store, "web", &random_image(&mut random, 9000))
             .await
@@ -209,10 +212,10 @@ fn a_missing_node_ends_the_marks() {
 /// slot is nonsense, and everything under it is needed all the same.
 #[test]
 fn a_node_that_comes_back_is_not_taken_for_another() {
-    let place = Place::new();
+    let machine = machine();
     let mut random = Random::new(9);
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         let image = random_image(&mut random, 9000);
         upload(&store, "web", &image).await.unwrap();
@@ -241,9 +244,9 @@ fn a_node_that_comes_back_is_not_taken_for_another() {
 
 #[test]
 fn too_many_nodes_for_the_memory_are_refused() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         upload(&store, "web", &random_image(&mut Random::new(10), 9000))
             .await
@@ -256,9 +259,9 @@ fn too_many_nodes_for_the_memory_are_refused() {
 
 #[test]
 fn the_cache_of_reads_gets_its_memory_back_and_is_not_filled() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         upload(&store, "web", &random_image(&mut Random::new(11), 9000))
             .await
             .unwrap();

@@ -7,71 +7,33 @@ mod surveys;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
-    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use varve_content::{
     RootId,
-    codec::Compression,
     tree::{LeafWalk, Node},
 };
 
-use super::{Random, block_on, random_image, scribble, seed, upload};
+use super::{
+    Random, block_on,
+    machine::{Machine, pack_path},
+    random_image, scribble, seed, upload,
+};
 use crate::{
     Options, Store,
-    engine::{DirectoryLock, Engine, walked},
-    format::{Location, Name, PackId, PackKind, StoreId, names},
+    engine::{Engine, walked},
+    format::{Location, Name, PackId, PackKind},
     gc::{mark::Live, pace::Pace, ranks::Ranks, roots},
-    io::{Disk, sim::SimDisk},
-    meta::{IndexView, MemoryMeta, Meta},
-    recovery::{Base, RecoveryReport, assemble},
+    meta::IndexView,
 };
 
-const DATA_DIR: &str = "/data";
-
-/// A store on a simulated disk, with small packs.
-pub(super) struct Place {
-    pub(super) disk: Arc<SimDisk>,
-    meta: Arc<MemoryMeta>,
-    /// Only for the lock.
-    real: tempfile::TempDir,
-}
-
-impl Place {
-    pub(super) fn new() -> Self {
-        let disk = SimDisk::new();
-        disk.create_dir(Path::new(DATA_DIR)).unwrap();
-        block_on(disk.sync_dir(Path::new("/"))).unwrap();
-        Self {
-            disk,
-            meta: Arc::default(),
-            real: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    pub(super) async fn open(&self) -> Store {
-        let mut options = Options::new(PathBuf::from(DATA_DIR));
-        options.cpu_threads = 2;
-        options.journal_bytes_max = 256 << 20;
-        options.pack_bytes_max = 256 << 10;
-        let base = Base {
-            disk: Arc::<SimDisk>::clone(&self.disk),
-            store: StoreId::from_bytes([7; 16]),
-            compression: Compression::Lz4,
-            options,
-            lock: DirectoryLock::take(self.real.path()).unwrap(),
-        };
-        let meta: Arc<dyn Meta> = Arc::<MemoryMeta>::clone(&self.meta);
-        let mut report = RecoveryReport::default();
-        let engine = assemble(base, &mut report, |_| Ok(meta)).await.unwrap();
-        assert_eq!(report.damage, []);
-        Store::of(engine).await
-    }
-
-    pub(super) fn pack_path(pack: PackId) -> PathBuf {
-        names::pack(Path::new(DATA_DIR), pack)
-    }
+/// A machine whose packs are small.
+pub(super) fn machine() -> Machine {
+    let mut machine = Machine::new();
+    machine.cpu_threads = 2;
+    machine.pack_bytes_max = 256 << 10;
+    machine
 }
 
 pub(super) fn unpaced() -> Pace {

@@ -127,7 +127,7 @@ impl World {
                 }
             }
             for tally in &surveyed.packs {
-                let path = Place::pack_path(tally.pack);
+                let path = pack_path(tally.pack);
                 let of_it = || rows.iter().filter(|(_, place)| place.pack == tally.pack);
                 let live = || of_it().filter(|(name, _)| needed.contains(name));
                 let dead = of_it().filter(|(name, _)| !needed.contains(name));
@@ -231,7 +231,7 @@ impl World {
 fn all_counts_are_those_by_brute_force() {
     let mut random = Random::new(seed());
     for _ in 0..2 {
-        let place = Place::new();
+        let machine = machine();
         let mut world = World {
             random: Random::new(random.next()),
             images: BTreeMap::new(),
@@ -240,7 +240,7 @@ fn all_counts_are_those_by_brute_force() {
         };
         for _ in 0..3 {
             block_on(async {
-                let store = place.open().await;
+                let store = machine.open_undamaged().await;
                 for _ in 0..6 {
                     world.step(&store).await;
                 }
@@ -253,9 +253,9 @@ fn all_counts_are_those_by_brute_force() {
 
 #[test]
 fn owners_are_named_in_words() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let image = random_image(&mut Random::new(1), 10);
         upload(&store, "web", &image).await.unwrap();
         let mut new = new_volume("db", image.len());

@@ -27,9 +27,9 @@ async fn two_snapshots(store: &Store) -> [Vec<u8>; 2] {
 
 #[test]
 fn a_plan_drops_the_packs_of_deleted_snapshots_as_the_estimate_said() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         two_snapshots(&store).await;
         let settings = GcSettings::default();
         let before = store.gc_plan(&settings).await.unwrap();
@@ -73,9 +73,9 @@ fn a_plan_drops_the_packs_of_deleted_snapshots_as_the_estimate_said() {
 
 #[test]
 fn content_that_a_volume_needs_is_not_given_back() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let images = two_snapshots(&store).await;
         let mut new = new_volume("v", images[0].len());
         new.from = Some("a".into());
@@ -108,9 +108,9 @@ fn content_that_a_volume_needs_is_not_given_back() {
 /// A reader keeps the content of a deleted snapshot.
 #[test]
 fn pinned_content_is_needed() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         two_snapshots(&store).await;
         let settings = GcSettings::default();
         let reader = store.open_snapshot(&"a".into()).await.unwrap();
@@ -127,9 +127,9 @@ fn pinned_content_is_needed() {
 /// What remains of the marks of slices says the same as the marks of one pass.
 #[test]
 fn needed_places_of_slices_are_those_of_one_pass() {
-    let place = Place::new();
+    let machine = machine();
     block_on(async {
-        let store = place.open().await;
+        let store = machine.open_undamaged().await;
         let engine = store.engine();
         two_snapshots(&store).await;
         store.delete_snapshot(&"a".into()).await.unwrap();
