@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:$(VARVE_CACHE)/tools/bin
 CARGO_FLAGS := --release --locked --workspace
 SOAK_ROUNDS ?= 100
 
-.PHONY: help build demo test check lint soak bench clean
+.PHONY: help build demo test check lint mutations soak bench clean
 
 help: ## Show what there is to make
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ lint: ## The part of check that runs nothing
 	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps
 	@scripts/check-spelling
 	@scripts/check-dependencies
+
+mutations: ## Turn off one rule of tests/mutations after the other: a test has to fail each time
+	@scripts/install-packages build
+	@scripts/check-mutations
 
 # Without nextest, which would end tests that take this long.
 soak: build ## Power cuts and kills at random, over and over; SOAK_ROUNDS=1000 for more than 100 of each

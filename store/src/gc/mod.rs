@@ -4,23 +4,7 @@
 //! A record is needed if a root reaches it: a root that a record of the catalog names, or that is
 //! pinned. `run` has the argument why a collection loses nothing, whatever runs beside it.
 //!
-//! The rules, and the test of `tests/space` (or of the file) that fails without each:
-//!
-//! | rule | test |
-//! | --- | --- |
-//! | all kinds of records are asked for their roots | `all_counts_are_those_by_brute_force` |
-//! | pins count | `pinned_content_is_needed`, `owners_are_named_in_words` |
-//! | names that share what is hashed have slots of their own | `names_that_share_what_is_hashed_have_slots_of_their_own` |
-//! | rows behind a watermark count as needed | `records_that_come_while_marks_are_made_are_needed` |
-//! | nodes behind a watermark are told apart by name | `a_node_that_comes_back_is_not_taken_for_another` |
-//! | each node is looked up | `a_missing_node_ends_the_marks` |
-//! | chunks of late leaves are looked up | `records_that_come_while_marks_are_made_are_needed` |
-//! | a damaged node ends the walk, with its owner | `a_damaged_node_ends_the_marks_and_is_named_with_who_needs_it` |
-//! | chunks of other slices are not counted, nodes once | `all_counts_are_those_by_brute_force` |
-//! | the second owner of a node tells its children | `all_counts_are_those_by_brute_force` |
-//! | nodes that others need are not part of an estimate | `all_counts_are_those_by_brute_force` |
-//! | a state does not cover records that are not indexed yet | `a_pack_is_indexed_up_to_the_first_record_that_is_not` (`engine/unindexed.rs`) |
-//! | copies fit into the free space, drops come first | `plans_keep_the_rules` |
+//! `tests/mutations/gc.toml` lists the rules, each with the tests that fail without it.
 //!
 //! | file | content |
 //! | --- | --- |

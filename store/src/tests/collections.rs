@@ -204,7 +204,7 @@ async fn volumes(world: Rc<World>, mut random: Random) {
     }
 }
 
-fn eager() -> GcSettings {
+pub(super) fn eager() -> GcSettings {
     GcSettings {
         rewrite_dead_percent: 1,
         merge_below_bytes: 64 << 10,

@@ -2,15 +2,16 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
 };
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use varve_content::{RootId, codec::Compression};
 
 use super::{Random, block_on};
 use crate::{
-    Options, RebuildReport, RecoveryReport, Result, Store,
+    Error, Options, RebuildReport, RecoveryReport, Result, Store,
     engine::DirectoryLock,
     format::{
         Kind, LastRun, Location, Name, PackId, StoreId, catalog_log::LogHeader, names,
@@ -27,33 +28,110 @@ use crate::{
 
 /// A model of RocksDB that can lose power: the latest batches that were not synced are lost, never
 /// one in the middle.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PowerlessMeta {
     applied: MemoryMeta,
+    /// Loses power with it.
+    disk: Arc<SimDisk>,
     batches: Mutex<Vec<(Batch, bool)>>,
+    /// Looks that are to stop.
+    stops: Mutex<Vec<Stop>>,
+}
+
+/// A look at all of something, as it is at one moment. A collection looks at the catalog, then at
+/// the index for ranks and for counts, and at the catalog again once packs are condemned.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum Look {
+    Catalog,
+    Index,
+}
+
+/// A look that is to stop before it begins.
+#[derive(Debug)]
+struct Stop {
+    look: Look,
+    /// So many looks do not stop.
+    after: usize,
+    stopped: oneshot::Sender<()>,
+    may_go_on: mpsc::Receiver<()>,
+}
+
+/// A look that is to stop, for the test that lets it go on.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    stopped: oneshot::Receiver<()>,
+    go_on: mpsc::SyncSender<()>,
+}
+
+impl Stopping {
+    /// Waits until the look has stopped, does something, and lets the look go on.
+    pub(super) async fn meanwhile<T>(self, work: impl Future<Output = T>) -> T {
+        self.stopped.await.unwrap();
+        let done = work.await;
+        self.go_on.send(()).unwrap();
+        done
+    }
 }
 
 impl PowerlessMeta {
-    fn crash(&self, random: &mut Random) -> Self {
+    /// An empty one, which loses power with a disk.
+    fn beside(disk: &Arc<SimDisk>) -> Self {
+        Self {
+            applied: MemoryMeta::default(),
+            disk: Arc::clone(disk),
+            batches: Mutex::default(),
+            stops: Mutex::default(),
+        }
+    }
+
+    fn add(&self, batch: Batch, sync: bool) -> Result<Outcome> {
+        let mut batches = self.batches.lock();
+        let outcome = self.applied.apply(batch.clone(), sync)?;
+        batches.push((batch, sync));
+        Ok(outcome)
+    }
+
+    fn crash(&self, disk: &Arc<SimDisk>, random: &mut Random) -> Self {
         let batches = self.batches.lock();
         let synced = batches
             .iter()
             .rposition(|(_, sync)| *sync)
             .map_or(0, |last| last + 1);
         let kept = synced + random.below(batches.len() - synced + 1);
-        let after = Self::default();
+        let after = Self::beside(disk);
         for (batch, _) in &batches[..kept] {
-            after.apply(batch.clone(), true).unwrap();
+            after.add(batch.clone(), true).unwrap();
         }
         after
     }
 
+    /// Stops where a look of this kind is to stop, until the test lets it go on.
+    fn begin(&self, look: Look) {
+        let stop = {
+            let mut stops = self.stops.lock();
+            let stop = stops.iter().position(|stop| stop.look == look);
+            match stop.and_then(|at| stops.get_mut(at).map(|stop| (at, stop))) {
+                Some((_, stop)) if stop.after > 0 => {
+                    stop.after -= 1;
+                    None
+                }
+                Some((at, _)) => Some(stops.remove(at)),
+                None => None,
+            }
+        };
+        if let Some(stop) = stop {
+            stop.stopped.send(()).unwrap();
+            // The test may have failed meanwhile.
+            let _ = stop.may_go_on.recv();
+        }
+    }
+
     /// As the page cache has it: what was written to the log is there, and no more durable than
     /// before.
-    fn kill(&self) -> Self {
-        let after = Self::default();
+    fn kill(&self, disk: &Arc<SimDisk>) -> Self {
+        let after = Self::beside(disk);
         for (batch, sync) in &*self.batches.lock() {
-            after.apply(batch.clone(), *sync).unwrap();
+            after.add(batch.clone(), *sync).unwrap();
         }
         after
     }
@@ -76,6 +154,7 @@ impl Index for PowerlessMeta {
         self.applied.last_run()
     }
     fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
+        self.begin(Look::Index);
         self.applied.view(look)
     }
 }
@@ -103,16 +182,19 @@ impl Catalog for PowerlessMeta {
         self.applied.catalog_sequence()
     }
     fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()> {
+        self.begin(Look::Catalog);
         self.applied.view_catalog(look)
     }
 }
 
 impl Meta for PowerlessMeta {
     fn apply(&self, batch: Batch, sync: bool) -> Result<Outcome> {
-        let mut batches = self.batches.lock();
-        let outcome = self.applied.apply(batch.clone(), sync)?;
-        batches.push((batch, sync));
-        Ok(outcome)
+        let powered = self.disk.operate();
+        powered.map_err(|error| Error::Index {
+            verb: "write",
+            message: error.to_string(),
+        })?;
+        self.add(batch, sync)
     }
     fn totals(&self) -> Result<Totals> {
         self.applied.totals()
@@ -147,8 +229,8 @@ impl Machine {
         disk.create_dir(Path::new(DATA_DIR)).unwrap();
         block_on(disk.sync_dir(Path::new("/"))).unwrap();
         Self {
+            meta: Arc::new(PowerlessMeta::beside(&disk)),
             disk,
-            meta: Arc::default(),
             real: tempfile::tempdir().unwrap(),
             // In files of 4 MiB.
             journal_bytes_max: 256 << 20,
@@ -177,6 +259,23 @@ impl Machine {
         Ok((Store::of(engine).await, report))
     }
 
+    /// Stops a look of this kind, after so many that do not stop. Of stops of the same kind the
+    /// first is used up before the next counts.
+    pub(super) fn stop(&self, look: Look, after: usize) -> Stopping {
+        let (stopped, is_stopped) = oneshot::channel();
+        let (go_on, may_go_on) = mpsc::sync_channel(1);
+        self.meta.stops.lock().push(Stop {
+            look,
+            after,
+            stopped,
+            may_go_on,
+        });
+        Stopping {
+            stopped: is_stopped,
+            go_on,
+        }
+    }
+
     /// Opens a store in which nothing is damaged.
     pub(super) async fn open_undamaged(&self) -> Store {
         let (store, report) = self.open().await.unwrap();
@@ -194,7 +293,7 @@ impl Machine {
         // As where there never were any: with packs the log is not begun anew.
         let empty = LogHeader::without_checkpoint(STORE).encode();
         self.disk.put(&log, &empty).unwrap();
-        self.meta = Arc::default();
+        self.meta = Arc::new(PowerlessMeta::beside(&self.disk));
         let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
         refill(&disk, &Options::new(DATA_DIR), STORE, &*self.meta, None)
             .await
@@ -203,7 +302,7 @@ impl Machine {
 
     /// Loses index and catalog.
     pub(super) fn lose_index(&mut self) {
-        self.meta = Arc::default();
+        self.meta = Arc::new(PowerlessMeta::beside(&self.disk));
     }
 
     /// Number of the last change of the catalog that the index has.
@@ -213,13 +312,14 @@ impl Machine {
 
     /// Returns a function that brings index and catalog back to their state of now.
     pub(super) fn index_of_now(&self) -> impl Fn(&mut Self) + use<> {
-        let now = self.meta.kill();
-        move |machine: &mut Self| machine.meta = Arc::new(now.kill())
+        let now = self.meta.kill(&self.disk);
+        move |machine: &mut Self| machine.meta = Arc::new(now.kill(&machine.disk))
     }
 
     /// Makes index and catalog again: from packs, the log and, if it is there, the old index.
     pub(super) async fn rebuild(&mut self, has_old: bool) -> Result<RebuildReport> {
-        let old = std::mem::take(&mut self.meta);
+        let new = Arc::new(PowerlessMeta::beside(&self.disk));
+        let old = std::mem::replace(&mut self.meta, new);
         let old: Arc<dyn Meta> = old;
         let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
         let options = Options::new(DATA_DIR);
@@ -229,9 +329,10 @@ impl Machine {
 
     /// Another machine with the same on its disk.
     pub(super) fn copy(&self) -> Self {
+        let disk = self.disk.copy();
         Self {
-            disk: self.disk.copy(),
-            meta: Arc::new(self.meta.kill()),
+            meta: Arc::new(self.meta.kill(&disk)),
+            disk,
             real: tempfile::tempdir().unwrap(),
             journal_bytes_max: self.journal_bytes_max,
             pack_bytes_max: self.pack_bytes_max,
@@ -242,9 +343,10 @@ impl Machine {
 
     /// The state that the next process finds after a kill.
     pub(super) fn kill(self, seed: u64) -> Self {
+        let disk = self.disk.kill(seed);
         Self {
-            disk: self.disk.kill(seed),
-            meta: Arc::new(self.meta.kill()),
+            meta: Arc::new(self.meta.kill(&disk)),
+            disk,
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
             pack_bytes_max: self.pack_bytes_max,
@@ -255,9 +357,10 @@ impl Machine {
 
     /// The state after a loss of power.
     pub(super) fn crash(self, random: &mut Random) -> Self {
+        let disk = self.disk.crash(random.next());
         Self {
-            disk: self.disk.crash(random.next()),
-            meta: Arc::new(self.meta.crash(random)),
+            meta: Arc::new(self.meta.crash(&disk, random)),
+            disk,
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
             pack_bytes_max: self.pack_bytes_max,

@@ -10,6 +10,7 @@
 )]
 
 mod apart;
+mod between_steps;
 mod checkpoints;
 mod clones;
 mod collections;

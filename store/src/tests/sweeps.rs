@@ -6,7 +6,9 @@ use std::{collections::HashSet, io::ErrorKind};
 use varve_content::{chunker::End, codec::Codec};
 
 use super::{
-    Random, assert_holds, block_on, cut, machine::Machine, new_snapshot, seed, send, upload,
+    Random, assert_holds, block_on, cut,
+    machine::{Machine, pack_path},
+    new_snapshot, seed, send, upload,
 };
 use crate::{
     Error, Result, Store,
@@ -33,7 +35,7 @@ pub(super) fn sealed(store: &Store) -> Vec<PackId> {
 }
 
 /// The names of all that snapshots reach.
-pub(super) async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
+async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
     let mut names = HashSet::new();
     let engine = store.engine();
     for snapshot in snapshots {
@@ -315,7 +317,8 @@ fn swept_until(operations: u64, seed: u64) -> bool {
         store.delete_snapshot(&"both".into()).await.unwrap();
         let live = reached(&store, &["kept"]).await;
         let packs = sealed(&store);
-        machine.disk.power_off_after(operations);
+        let before = machine.disk.operations();
+        machine.disk.power_off_after(before + operations);
         sweep(&store, &packs, &live).await.map(drop)
     });
     let is_cut = finished.is_err();

@@ -15,6 +15,7 @@
 //! keep it.
 
 mod content;
+mod faults;
 mod names;
 mod random;
 
@@ -35,8 +36,10 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+pub use self::faults::Call;
 use self::{
     content::{Content, Edit},
+    faults::{Faults, HeldUp, until_let_go},
     names::{Entry, Names},
     random::Random,
 };
@@ -48,29 +51,6 @@ pub struct SimDisk {
     patience: Patience,
 }
 
-/// A kind of call that can be [refused](SimDisk::refuse).
-#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Call {
-    /// Opening a file that is there.
-    Open,
-    /// Making a file.
-    Create,
-    /// Allocating space.
-    Allocate,
-    /// Syncing a directory, which has to be opened for it.
-    SyncDir,
-    /// Setting a length.
-    SetLen,
-    /// Removing a file.
-    Remove,
-    /// Renaming a file.
-    Rename,
-    /// Giving a file another name.
-    Link,
-    /// Listing a directory.
-    List,
-}
-
 #[derive(Default)]
 struct World {
     names: Names,
@@ -80,20 +60,10 @@ struct World {
     writes: u64,
     syncs: u64,
     faults: Faults,
+    held_up: Option<HeldUp>,
+    times_held_up: u64,
     /// Decides the content of the disk where a sync has failed.
     random: Random,
-}
-
-#[derive(Default)]
-struct Faults {
-    power_off_after: Option<u64>,
-    write: Option<(u64, io::ErrorKind)>,
-    sync: Option<u64>,
-    capacity_bytes: Option<u64>,
-    /// How many of these calls do not fail, how many fail then, and with what error number.
-    refused: BTreeMap<Call, (u64, u64, i32)>,
-    /// Error number of a rename that is made.
-    made_rename: Option<i32>,
 }
 
 impl SimDisk {
@@ -187,63 +157,6 @@ impl SimDisk {
         self.world.lock().reads
     }
 
-    /// Lets everything fail after so many operations, from the first one on.
-    pub fn power_off_after(&self, operations: u64) {
-        self.world.lock().faults.power_off_after = Some(operations);
-    }
-
-    /// Lets one write fail, the `nth` from now on, the next one being 1. If the power fails before
-    /// the next sync, it may have been made in part.
-    pub fn fail_write(&self, nth: u64, kind: io::ErrorKind) {
-        let mut world = self.world.lock();
-        world.faults.write = Some((world.writes + nth, kind));
-    }
-
-    /// Lets one sync of a file fail, the `nth` from now on, the next one being 1. The bytes that it
-    /// covers are in doubt for good.
-    pub fn fail_sync(&self, nth: u64) {
-        let mut world = self.world.lock();
-        world.faults.sync = Some(world.syncs + nth);
-    }
-
-    /// Lets the next `times` calls of a kind fail with an error number of the system, before they
-    /// have done anything.
-    pub fn refuse(&self, call: Call, times: u64, errno: i32) {
-        self.refuse_later(call, 0, times, errno);
-    }
-
-    /// The same after so many calls that succeed.
-    pub fn refuse_later(&self, call: Call, after: u64, times: u64, errno: i32) {
-        let mut world = self.world.lock();
-        world.faults.refused.insert(call, (after, times, errno));
-    }
-
-    /// Lets the next rename fail with an error number of the system, although it is made.
-    pub fn fail_made_rename(&self, errno: i32) {
-        self.world.lock().faults.made_rename = Some(errno);
-    }
-
-    /// How many calls of a kind are still to be refused.
-    #[must_use]
-    pub fn still_refused(&self, call: Call) -> u64 {
-        let world = self.world.lock();
-        world
-            .faults
-            .refused
-            .get(&call)
-            .map_or(0, |(_, times, _)| *times)
-    }
-
-    /// Limits the sum of all files' lengths; none is no limit.
-    pub fn set_capacity(&self, capacity_bytes: Option<u64>) {
-        self.world.lock().faults.capacity_bytes = capacity_bytes;
-    }
-
-    /// Changes bits of a byte, as a failing device does.
-    pub fn flip(&self, path: &Path, offset_bytes: u64, bits: u8) -> io::Result<()> {
-        self.world.lock().content(path)?.flip(offset_bytes, bits)
-    }
-
     /// The content of a file, synced or not.
     pub fn contents(&self, path: &Path) -> io::Result<Vec<u8>> {
         Ok(self.world.lock().content(path)?.seen().to_vec())
@@ -326,20 +239,6 @@ impl World {
         self.check_power()
     }
 
-    fn check_refused(&mut self, call: Call) -> io::Result<()> {
-        match self.faults.refused.get_mut(&call) {
-            Some((after, ..)) if *after > 0 => {
-                *after -= 1;
-                Ok(())
-            }
-            Some((_, times, errno)) if *times > 0 => {
-                *times -= 1;
-                Err(io::Error::from_raw_os_error(*errno))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn new_number(&self) -> u64 {
         self.files
             .last_key_value()
@@ -377,15 +276,6 @@ impl World {
         };
         let end_max = (len_bytes + capacity_bytes.saturating_sub(used_bytes)).max(len_bytes);
         Ok(usize::try_from(end_max.saturating_sub(offset_bytes)).map_or(len, |room| room.min(len)))
-    }
-
-    /// Counts a write. An error is for its completion: the write is begun all the same.
-    fn count_write(&mut self) -> Option<io::ErrorKind> {
-        self.writes += 1;
-        self.faults
-            .write
-            .take_if(|(nth, _)| *nth == self.writes)
-            .map(|(_, kind)| kind)
     }
 }
 
@@ -426,15 +316,16 @@ impl Disk for SimDisk {
                 offset_bytes,
                 bytes: fits.to_vec(),
             });
-            Ok((edit, fault, room < buf.len()))
+            Ok((edit, fault, room < buf.len(), world.held_up(file)))
         };
-        let (edit, fault, full) = match begin() {
+        let (edit, fault, full, wait) = match begin() {
             Ok(begun) => begun,
             Err(error) => return Completion::failed(error),
         };
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
             let_others_go_first().await;
+            until_let_go(&world, wait).await;
             let mut world = world.lock();
             world.check_power()?;
             if let Some(kind) = fault {
@@ -489,15 +380,17 @@ impl Disk for SimDisk {
                 .sync
                 .take_if(|failing| *failing == nth)
                 .is_some();
-            Ok((world.opened(file)?.begin_sync(), fails))
+            let wait = world.held_up(file);
+            Ok((world.opened(file)?.begin_sync(), fails, wait))
         };
-        let (sync, fails) = match begin() {
+        let (sync, fails, wait) = match begin() {
             Ok(begun) => begun,
             Err(error) => return Completion::failed(error),
         };
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
             let_others_go_first().await;
+            until_let_go(&world, wait).await;
             let mut world = world.lock();
             world.check_power()?;
             let content = world.opened(&file)?;

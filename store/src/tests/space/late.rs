@@ -58,6 +58,38 @@ fn records_that_come_while_marks_are_made_are_needed() {
     });
 }
 
+/// Content of which nothing was there in the view: slots of its names would be nonsense. All of it
+/// is needed, and for its sake nothing else is.
+#[test]
+fn other_content_that_comes_while_marks_are_made_is_needed_and_nothing_else() {
+    let machine = machine();
+    let mut random = Random::new(seed());
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        let engine = store.engine();
+        upload(&store, "old", &random_image(&mut random, 5000))
+            .await
+            .unwrap();
+        store.delete_snapshot(&"old".into()).await.unwrap();
+        let old = rows(engine);
+        let ranks = ranked(engine).await;
+        upload(&store, "new", &random_image(&mut random, 5000))
+            .await
+            .unwrap();
+        let new = store.snapshot(&"new".into()).await.unwrap().root().unwrap();
+        let live = marked(engine, &ranks).await;
+        let needed = reach(engine, new).await;
+        for (name, place) in rows(engine) {
+            let is_needed = needed.contains(&name);
+            // A few chunks may be of both.
+            assert!(is_needed || old.contains_key(&name));
+            assert_eq!(live.needs(&name, &place), is_needed, "{name}");
+        }
+        let late = needed.iter().filter(|name| !old.contains_key(*name));
+        assert!(late.count() > 100);
+    });
+}
+
 #[test]
 fn roots_that_come_late_are_added() {
     let machine = machine();
