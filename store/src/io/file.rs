@@ -26,7 +26,7 @@ enum Handle {
 }
 
 impl File {
-    /// `aligned`: writes have to be.
+    /// `aligned`: reads and writes have to be.
     pub(super) fn os(path: &Path, descriptor: OwnedFd, aligned: bool) -> Self {
         Self(Arc::new(Inner {
             path: path.to_owned(),
@@ -68,7 +68,7 @@ impl File {
         }
     }
 
-    /// Checks that the file allows a write at this offset and of this length.
+    /// Checks that the file allows a read or a write at this offset and of this length.
     pub(super) fn check_alignment(&self, offset_bytes: u64, len: usize) -> io::Result<()> {
         let align = super::BUFFER_ALIGN;
         if self.0.aligned
@@ -76,7 +76,7 @@ impl File {
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("direct write of {len} bytes at {offset_bytes}: not multiples of {align}"),
+                format!("direct access to {len} bytes at {offset_bytes}: not multiples of {align}"),
             ));
         }
         Ok(())

@@ -93,8 +93,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
 
     /// Opens a file past the page cache where the file system can do that, and like
-    /// [`open`](Self::open) otherwise. In both cases, writes have to begin and end at multiples of
-    /// [`BUFFER_ALIGN`].
+    /// [`open`](Self::open) otherwise. In both cases, reads and writes have to begin and end at
+    /// multiples of [`BUFFER_ALIGN`]. The end of a file that ends elsewhere can be read
+    /// [up to](Self::read_up_to).
     fn open_direct(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
 
     /// Reads exactly `len` bytes. Fails with [`io::ErrorKind::UnexpectedEof`] if the file ends

@@ -167,6 +167,9 @@ impl Disk for OsDisk {
     }
 
     fn read(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
+        if let Err(error) = file.check_alignment(offset_bytes, len) {
+            return Completion::failed(error);
+        }
         self.transfer(
             file,
             offset_bytes,
@@ -177,6 +180,9 @@ impl Disk for OsDisk {
     }
 
     fn read_up_to(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
+        if let Err(error) = file.check_alignment(offset_bytes, len) {
+            return Completion::failed(error);
+        }
         self.transfer(
             file,
             offset_bytes,

@@ -222,7 +222,7 @@ fn names_come_and_go() {
 }
 
 #[test]
-fn direct_writes_are_refused_where_they_are_not_aligned() {
+fn direct_reads_and_writes_are_refused_where_they_are_not_aligned() {
     for place in places() {
         let file = place
             .disk
@@ -230,17 +230,33 @@ fn direct_writes_are_refused_where_they_are_not_aligned() {
             .unwrap();
         for (offset_bytes, len) in [(1, 4096), (0, 4095), (512, 4096)] {
             let buf = AlignedBuf::from_slice(&vec![1; len]);
-            let error = place
-                .disk
-                .write(&file, offset_bytes, buf)
-                .blocking_wait()
-                .unwrap_err();
-            assert_eq!(
-                error.kind(),
-                io::ErrorKind::InvalidInput,
-                "{}",
-                place.disk.name()
-            );
+            let disk = &place.disk;
+            for refused in [
+                disk.write(&file, offset_bytes, buf),
+                disk.read(&file, offset_bytes, len),
+                disk.read_up_to(&file, offset_bytes, len),
+            ] {
+                let error = refused.blocking_wait().unwrap_err();
+                let disk = disk.name();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{disk}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_direct_read_gets_the_end_of_a_file_wherever_it_is() {
+    for place in places() {
+        let path = place.path("file");
+        let disk = &place.disk;
+        let file = disk.open(&path, OpenMode::CreateNew).unwrap();
+        let written = disk.write(&file, 0, AlignedBuf::from_slice(&[7; 5000]));
+        written.blocking_wait().unwrap();
+        let file = disk.open_direct(&path, OpenMode::Read).unwrap();
+        for (offset_bytes, expected) in [(0, 5000), (4096, 904), (8192, 0)] {
+            let read = disk.read_up_to(&file, offset_bytes, 8192);
+            let read = read.blocking_wait().unwrap();
+            assert_eq!(read.len(), expected, "{}", disk.name());
         }
     }
 }

@@ -211,6 +211,9 @@ impl SimDisk {
         len: usize,
         may_be_short: bool,
     ) -> Completion<AlignedBuf> {
+        if let Err(error) = file.check_alignment(offset_bytes, len) {
+            return Completion::failed(error);
+        }
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
             let_others_go_first().await;
