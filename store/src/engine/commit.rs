@@ -628,14 +628,23 @@ impl Commit {
         Ok(())
     }
 
-    /// Handles the outcome of an append. One for which no pack could be made has lost nothing.
+    /// Handles the outcome of an append.
     fn appended<T>(&self, result: Result<T>) -> Result<T> {
         match result {
-            Err(Error::Poisoned { .. } | Error::Full { .. } | Error::Dropped) => {
-                self.written(result)
-            }
-            _ => result,
+            Err(Error::Full { .. } | Error::Dropped) => self.written(result),
+            _ => self.packed(result),
         }
+    }
+
+    /// Handles the outcome of appending to packs, whoever does it: only a write or sync that has
+    /// failed stops the store, and the writer says which has. One for which no pack could be made,
+    /// or whose source cannot be read, has lost nothing.
+    pub(crate) fn packed<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|error| {
+            if matches!(error, Error::Poisoned { .. }) {
+                self.poison(error);
+            }
+        })
     }
 
     /// Handles the outcome of a write or sync: a full disk drops what was pending, any other

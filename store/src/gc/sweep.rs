@@ -139,8 +139,8 @@ impl Sweep {
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] and [`Error::Shortage`] end the run, and the store goes on. After any other
-    /// failed write the store writes nothing more.
+    /// [`Error::Full`], [`Error::Shortage`], and errors of reading and of making a pack end the run,
+    /// and the store goes on. After a failed write or sync the store writes nothing more.
     pub(crate) async fn empty(
         &mut self,
         pack: PackId,
@@ -148,7 +148,7 @@ impl Sweep {
         pace: &Pace,
     ) -> Result<()> {
         let done = self.try_empty(pack, is_live, pace).await;
-        self.judged(done)
+        self.engine.commit.packed(done)
     }
 
     async fn try_empty(
@@ -252,7 +252,7 @@ impl Sweep {
     pub(crate) async fn end_group(&mut self) -> Result<()> {
         let group = std::mem::take(&mut self.group);
         let done = self.try_end(group).await;
-        self.judged(done)
+        self.engine.commit.packed(done)
     }
 
     async fn try_end(&mut self, group: Group) -> Result<()> {
@@ -324,7 +324,7 @@ impl Sweep {
     pub(crate) async fn finish(mut self) -> Result<Swept> {
         self.end_group().await?;
         let done = self.try_finish().await;
-        self.judged(done)?;
+        self.engine.commit.packed(done)?;
         Ok(self.report)
     }
 
@@ -347,28 +347,6 @@ impl Sweep {
     fn keep(&mut self, damage: Damage) {
         tracing::error!(%damage, "a pack with damage stays as it is");
         self.report.kept.push(damage);
-    }
-
-    /// Handles the outcome of a step: a run may fail for lack of space, or for what it reads, and
-    /// the store goes on.
-    fn judged<T>(&self, done: Result<T>) -> Result<T> {
-        done.inspect_err(|error| {
-            let goes_on = matches!(
-                error,
-                Error::Full { .. }
-                    | Error::Shortage { .. }
-                    | Error::Dropped
-                    | Error::Closing
-                    | Error::Damaged(_)
-                    | Error::Io {
-                        verb: "read" | "open",
-                        ..
-                    }
-            );
-            if !goes_on {
-                self.engine.commit.poison(error);
-            }
-        })
     }
 }
 

@@ -15,10 +15,12 @@ use crate::{
     engine::HeldPack,
     format::{Name, PackId, PackKind, PackPhase},
     gc::{Sweep, Swept, pace::Pace},
+    io::sim::Call,
     pack::EncodedRecord,
 };
 
 const PACK_BYTES: u64 = 128 << 10;
+const EACCES: i32 = rustix::io::Errno::ACCESS.raw_os_error();
 
 /// A machine whose packs are small.
 fn machine() -> Machine {
@@ -383,6 +385,31 @@ fn a_live_record_that_is_damaged_keeps_its_pack() {
         drop(live);
         let (swept, _) = sweep(&store, &[pack], &HashSet::new()).await.unwrap();
         assert_eq!((swept.packs, &*swept.kept), (1, &[][..]));
+    });
+}
+
+/// As with uploads.
+#[test]
+fn a_pack_that_cannot_be_made_ends_the_sweep_and_not_the_store() {
+    let machine = machine();
+    let (content, more) = (image(11, 120), image(12, 120));
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "s", &content).await.unwrap();
+        let live = reached(&store, &["s"]).await;
+        let packs = sealed(&store);
+        machine.disk.refuse(Call::Create, 1, EACCES);
+        let refused = sweep(&store, &packs, &live).await.unwrap_err();
+        assert!(
+            matches!(refused, Error::Io { verb: "create", .. }),
+            "{refused:?}"
+        );
+        upload(&store, "more", &more).await.unwrap();
+        let live = reached(&store, &["s", "more"]).await;
+        let (swept, _) = sweep(&store, &packs, &live).await.unwrap();
+        assert_eq!(swept.packs, packs.len() as u64);
+        assert_holds(&store, "s", &content).await;
+        assert_holds(&store, "more", &more).await;
     });
 }
 
