@@ -1,9 +1,12 @@
 //! The daemon ends as if it were killed, at any point of a collection. Afterwards everything that
 //! is needed is there, also in an index that is made anew, and the next collection takes the rest.
 
-use std::os::unix::process::ExitStatusExt;
+use std::{fs, os::unix::process::ExitStatusExt, path::PathBuf};
 
-use varve_store::failpoints::{Failpoint, VARIABLE};
+use varve_store::{
+    failpoints::{Failpoint, VARIABLE},
+    format::names,
+};
 use varve_tests::{
     daemon::Options,
     lab::Lab,
@@ -27,13 +30,26 @@ const POINTS: [Failpoint; 6] = [
 fn crash_at(lab: &mut Lab, point: &str) {
     lab.varved.stop();
     lab.restart_with(|options| options.env(VARIABLE, point));
+    collect_and_crash(lab, point);
+    lab.restart();
+}
+
+fn collect_and_crash(lab: &mut Lab, point: &str) {
     lab.snapctl().run(["gc", "run"]).fails(exit::UNREACHABLE);
     let status = lab.varved.wait();
     assert!(
         status.signal().is_some(),
         "{point}: varved should have been ended by the point, not with {status}"
     );
-    lab.restart();
+}
+
+/// The log of RocksDB that is written to.
+fn index_log(lab: &Lab) -> PathBuf {
+    let files = fs::read_dir(names::index(&lab.data_dir())).unwrap();
+    let paths = files.map(|file| file.unwrap().path());
+    let logs = paths.filter(|path| path.extension().is_some_and(|it| it == "log"));
+    // Their names are numbers with leading zeros.
+    logs.max().expect("a log")
 }
 
 fn rebuild(lab: &mut Lab) {
@@ -75,6 +91,45 @@ fn a_crash_at_any_point_of_a_collection_loses_nothing() {
     for (name, file) in kept {
         lab.snapctl().verify(&name);
         lab.assert_content(&name, &file);
+    }
+}
+
+/// RocksDB loses the end of its log, as it does where that is damaged: the rows are as before a
+/// collection has moved them, and the files that they point into are gone.
+#[test]
+fn an_index_from_before_a_collection_loses_nothing() {
+    let point = Failpoint::GcUnlinked.name();
+    // Nothing of the change that moves the rows is there, or a part of it.
+    for kept_percent in [0, 60] {
+        let mut lab = Lab::new();
+        let kept = import_three(&lab, "x", 9241 + kept_percent);
+        delete_two(&lab, "x");
+        lab.varved.stop();
+        lab.restart_with(|options| options.env(VARIABLE, point));
+        let log = index_log(&lab);
+        let before = fs::metadata(&log).unwrap().len();
+        collect_and_crash(&mut lab, point);
+        assert_eq!(index_log(&lab), log);
+        let after = fs::metadata(&log).unwrap().len();
+        assert!(after > before, "{before} {after}");
+        let file = fs::OpenOptions::new().write(true).open(&log).unwrap();
+        let cut = before + (after - before) * kept_percent / 100;
+        file.set_len(cut).unwrap();
+        lab.restart();
+        assert_eq!(lab.snapctl().verify_all(), ["x-c"]);
+        lab.assert_content("x-c", &kept);
+        // The store goes on, and the next collection leaves nothing of the packs that are gone.
+        let first = lab.scratch.join("x-a");
+        lab.snapctl().import(&first, "x-a");
+        gc(&lab, &["run", "--dead", "1"]);
+        lab.varved.stop();
+        lab.restart();
+        let log = lab.varved.log();
+        assert!(!log.contains("its file is missing"), "{log}");
+        assert_eq!(lab.snapctl().verify_all(), ["x-a", "x-c"]);
+        lab.assert_content("x-a", &first);
+        lab.assert_content("x-c", &kept);
+        assert!(pack_bytes(&lab) < 3 * IMAGE_BYTES);
     }
 }
 

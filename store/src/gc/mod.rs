@@ -18,11 +18,13 @@
 //! | `account` | what a deletion gives back, and what snapshots and volumes take |
 //! | `run` | one collection, from the marks to the sweep |
 //! | `sweep` | empties packs and removes them |
+//! | `absent` | forgets packs that are gone without the index knowing it |
 //! | `collector` | one run at a time |
 //! | `bits` | a set of small numbers |
 //! | `look` | long looks at the index |
 //! | `pace` | how fast all of it may read |
 
+mod absent;
 pub(crate) mod account;
 mod bits;
 mod collector;

@@ -47,6 +47,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use parking_lot::Mutex;
 
 use super::{
+    absent,
     account::is_candidate,
     mark::{Live, mark},
     pace::{Pace, Stop},
@@ -173,6 +174,7 @@ pub(crate) async fn run(
         dead_bytes: sum(|it| it.dead.bytes),
         ..GcReport::default()
     };
+    absent::forget(engine, &packs).await?;
     seal(engine, &mut packs, settings).await?;
     // In this order: an ingest that ends between the two leaves its last records on their way.
     let floors = engine.reliance.floors();

@@ -85,6 +85,12 @@ impl LostPlaces {
         }
     }
 
+    /// Returns true if a whole pack is lost.
+    #[must_use]
+    pub fn hold_all_of(&self, pack: PackId) -> bool {
+        matches!(self.0.get(&pack), Some(Lost::From(0)))
+    }
+
     /// Forgets a pack that no row points into.
     pub fn forget(&mut self, pack: PackId) {
         self.0.remove(&pack);

@@ -1,0 +1,91 @@
+//! Packs that are gone without the index knowing it.
+//!
+//! RocksDB loses the end of its log where that is damaged, and then says what it said before a
+//! collection: that there are packs which the collection has removed. A start finds the records
+//! that were moved in the packs of survivors, and gives them rows there. What is left are rows of
+//! records that nobody needed, and states of packs without a file, which each start would report as
+//! damage. A pack of which something is needed stays reported.
+
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
+
+use super::{
+    look::{Wanted, look},
+    tally::PackTally,
+};
+use crate::{
+    Result,
+    engine::Engine,
+    format::{Location, Name, PackId, PackKind},
+    meta::{Batch, IndexView},
+};
+
+/// Rows that are removed at a time.
+const ROWS_AT_A_TIME: usize = 8192;
+
+/// Forgets the packs that a start has found to be gone, and their rows, if nothing in them is
+/// needed. Nobody relies on such a row: what is lost counts as unknown.
+///
+/// # Errors
+///
+/// Those of the index.
+pub(super) async fn forget(engine: &Arc<Engine>, packs: &[PackTally]) -> Result<()> {
+    let gone: BTreeSet<PackId> = {
+        let lost = engine.lost.read();
+        let gone = packs
+            .iter()
+            .filter(|it| it.file_bytes == 0 && it.live.records == 0 && lost.hold_all_of(it.pack));
+        gone.map(|it| it.pack).collect()
+    };
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let gone = Arc::new(gone);
+    for kind in [PackKind::Nodes, PackKind::Chunks] {
+        let mut from = Some([0; 32]);
+        while let Some(start) = from {
+            let (rows, next) = rows(engine, &gone, kind, start).await?;
+            let mut batch = Batch::default();
+            for (name, pack) in rows {
+                batch.remove_from(name, pack);
+            }
+            engine.commit.relocate(vec![batch]).await?;
+            from = next;
+        }
+    }
+    let mut last = Batch::default();
+    for pack in &*gone {
+        tracing::warn!(%pack, "a pack that is gone is forgotten: nothing in it is needed");
+        last.forget_pack(*pack);
+    }
+    engine.commit.relocate(vec![last]).await?;
+    let mut lost = engine.lost.write();
+    gone.iter().for_each(|pack| lost.forget(*pack));
+    Ok(())
+}
+
+/// Some rows that point into packs, and where to look for the others.
+async fn rows(
+    engine: &Arc<Engine>,
+    packs: &Arc<BTreeSet<PackId>>,
+    kind: PackKind,
+    from: [u8; 32],
+) -> Result<(Vec<(Name, PackId)>, Option<[u8; 32]>)> {
+    let packs = Arc::clone(packs);
+    let find = move |view: &dyn IndexView, wanted: &Wanted| {
+        let (mut rows, mut next) = (Vec::new(), None);
+        let mut row = |name: Name, place: Location| {
+            if !packs.contains(&place.pack) {
+                return ControlFlow::Continue(());
+            }
+            if rows.len() == ROWS_AT_A_TIME {
+                next = Some(*name.as_bytes());
+                return ControlFlow::Break(());
+            }
+            rows.push((name, place.pack));
+            ControlFlow::Continue(())
+        };
+        wanted.scan(view, kind, &from, &mut row)?;
+        Ok((rows, next))
+    };
+    look(engine, find).await
+}
