@@ -1,14 +1,17 @@
 //! Collections beside everything else: whatever is stored, read, cloned and deleted meanwhile,
 //! everything that a record names is whole at any time.
 //!
-//! `sweeps.rs` has a test of its own for each of these rules of `engine/reliance.rs`, and fails
-//! without it: hits hold their packs, names in condemned packs are unknown, and rows in condemned
-//! packs are replaced.
+//! `between_steps.rs` and `sweeps.rs` have a scene for each rule that this rests on.
 
 use std::{
+    array::from_fn,
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
@@ -16,10 +19,12 @@ use super::{
     machine::Machine,
     new_snapshot,
     pending::{clone_of, completed},
-    scribble, seed, send,
+    scribble, seed, send, upload,
     volume_data::{BLOCK, contents, new_volume},
 };
-use crate::{CloneSource, Error, GcReport, GcSettings, Store, format::PackKind, gc::roots};
+use crate::{
+    CloneSource, Error, GcReport, GcSettings, Options, Store, format::PackKind, gc::roots,
+};
 
 /// Everything that there is, by its model.
 struct World {
@@ -327,4 +332,85 @@ async fn settled(world: &World) {
         assert_holds(store, name, image).await;
     }
     *world.snapshots.borrow_mut() = copies;
+}
+
+/// On a real disk, readers on other threads go on while packs are rewritten of which the half is
+/// garbage.
+#[test]
+fn readers_notice_nothing_while_packs_are_rewritten() {
+    const IMAGES: usize = 4;
+    const READERS: usize = 6;
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::new(dir.path());
+    options.pack_bytes_max = 512 << 10;
+    // Nearly all reads go to packs.
+    options.chunk_cache_bytes = 1 << 20;
+    options.packs_open_max = 4;
+    let mut random = Random::new(seed());
+    let images: [Vec<u8>; IMAGES] = from_fn(|_| noise(&mut random, 500));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (store, _) = Store::open(options).await.unwrap();
+        for (number, image) in images.iter().enumerate() {
+            let garbage = noise(&mut random, 500);
+            let pieces = |bytes: &[u8]| bytes.chunks(50 * BLOCK).map(<[u8]>::to_vec).collect();
+            let (kept, garbage): (Vec<_>, Vec<_>) = (pieces(image), pieces(&garbage));
+            let both = kept.iter().zip(&garbage);
+            let both = both.flat_map(|(kept, garbage)| [&**kept, garbage].concat());
+            let both: Vec<_> = both.collect();
+            upload(&store, &format!("both{number}"), &both)
+                .await
+                .unwrap();
+            upload(&store, &format!("s{number}"), image).await.unwrap();
+        }
+        let sealed = store.engine().meta.pack_states().unwrap().len();
+        let (store, images) = (Arc::new(store), Arc::new(images));
+        let over = Arc::new(AtomicBool::new(false));
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            let (store, images, over) = (store.clone(), images.clone(), over.clone());
+            let mut random = Random::new(random.next());
+            readers.push(tokio::spawn(async move {
+                let mut reads = 0;
+                while reads == 0 || !over.load(Ordering::Relaxed) {
+                    let number = random.below(IMAGES);
+                    let name = format!("s{number}");
+                    let reader = store.open_snapshot(&name.as_str().into()).await.unwrap();
+                    // Its leaves are looked up once, and its chunks whenever they are read.
+                    for _ in 0..20 {
+                        let start = random.below(images[number].len() - 1);
+                        let len = 1 + random.below((images[number].len() - start).min(1 << 20));
+                        let mut found = Vec::new();
+                        for piece in reader.read(start as u64, len).await.unwrap() {
+                            piece.append_to(&mut found);
+                        }
+                        assert!(found == images[number][start..start + len], "{name}");
+                        reads += 1;
+                    }
+                }
+                reads
+            }));
+        }
+        let mut removed = 0;
+        for number in 0..IMAGES {
+            let name = format!("both{number}");
+            store.delete_snapshot(&name.as_str().into()).await.unwrap();
+            let report = store.gc_run(eager()).await.unwrap();
+            assert!(report.copied_bytes > 0, "{report:?}");
+            removed += usize::try_from(report.packs_removed).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        for reader in readers {
+            assert!(reader.await.unwrap() > 0);
+        }
+        assert!(2 * removed > sealed, "{removed} of {sealed} packs");
+        for (number, image) in images.iter().enumerate() {
+            assert_holds(&store, &format!("s{number}"), image).await;
+        }
+        store.close().await.unwrap();
+    });
 }
