@@ -8,7 +8,10 @@ use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
     CatalogRecord as _, CopyRecord, Kinds, LastRun, Location, OwnerRecord, PackId, RemoteRecord,
     SnapshotRecord, VolumeId, VolumeRecord,
-    catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
+    catalog_log::{
+        self, Found, LOG_ALIGN, LogHeader, Position,
+        checkpoint::{BlockReader, BlockWriter, Part},
+    },
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
     owner::OWNER_SLOT_BYTES,
@@ -40,7 +43,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 33] = [
+pub(super) const DECODERS: [Decoder; 35] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -75,6 +78,11 @@ pub(super) const DECODERS: [Decoder; 33] = [
         name: "catalog-log",
         decode: log_records,
         repair: repair_log_records,
+    },
+    Decoder {
+        name: "catalog-log-checkpoint",
+        decode: log_checkpoint,
+        repair: repair_log_checkpoint,
     },
     Decoder {
         name: "journal-header",
@@ -387,6 +395,52 @@ fn repair_log_records(input: &mut Vec<u8>) {
         }
         put_crc32_in(input, at, 28);
     }
+}
+
+/// The generation of the log, then its checkpoint. The first part of it is encoded again: how many
+/// changes a block has is for its writer to choose, so the blocks together may come out otherwise.
+fn log_checkpoint(input: &[u8]) -> Outcome {
+    let Some((generation, mut rest)) = number_and_rest(input) else {
+        return Outcome::Refused;
+    };
+    let mut reader = BlockReader::new(Kinds::ALL, generation);
+    let mut first = None;
+    while let Ok((len, part)) = reader.part(rest) {
+        rest = &rest[len..];
+        let is_end = part == Part::End;
+        first.get_or_insert((len, part));
+        if is_end {
+            break;
+        }
+    }
+    let Some((len, first)) = first else {
+        return Outcome::Refused;
+    };
+    let mut writer = BlockWriter::new(generation);
+    if let Part::Block(changes) = first {
+        for change in &changes {
+            assert_eq!(writer.push(change), None, "they were in one block");
+        }
+    }
+    let mut again = writer.finish();
+    again.truncate(len);
+    Outcome::Same {
+        again: prefixed(generation, &again),
+        whole: false,
+    }
+}
+
+/// Of the first part: an end mark has zeros in place of the length and the CRC-32 of a payload.
+fn repair_log_checkpoint(input: &mut Vec<u8>) {
+    if let Some(len) = number_at(input, 8 + 20)
+        && let Some(payload) = input
+            .get(8 + 32..)
+            .and_then(|rest| rest.get(..len as usize))
+    {
+        let crc32 = crc32fast::hash(payload);
+        input[8 + 24..8 + 28].copy_from_slice(&crc32.to_le_bytes());
+    }
+    put_crc32_in(input, 8, 28);
 }
 
 /// Version 1 is read, and no longer written.

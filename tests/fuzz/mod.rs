@@ -19,6 +19,7 @@
 )]
 
 mod decoders;
+mod logs;
 mod mutate;
 mod samples;
 mod sessions;

@@ -9,10 +9,9 @@ use varve_content::{
     tree::{InnerNode, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    AccountId, CatalogRecord as _, Change, CopyId, CopyOutcome, CopyRecord, GcReport, LastRun,
-    Location, OwnerRecord, PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent,
-    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
-    catalog_log::{LogHeader, Record},
+    AccountId, CatalogRecord as _, CopyId, CopyOutcome, CopyRecord, GcReport, LastRun, Location,
+    OwnerRecord, PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId,
+    SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackPhase, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
@@ -21,7 +20,9 @@ use varve_store::format::{
 };
 use varve_tests::{nbd, random::Random};
 
-type Samples = Vec<(&'static str, Vec<u8>)>;
+use super::logs;
+
+pub(super) type Samples = Vec<(&'static str, Vec<u8>)>;
 
 /// The samples of a decoder, by file name.
 pub(super) fn of(decoder: &str) -> Samples {
@@ -52,11 +53,7 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .into_bytes(),
             ),
         ],
-        "catalog-log-header" => vec![(
-            "header",
-            LogHeader::without_checkpoint(store()).encode().to_vec(),
-        )],
-        "catalog-log" => vec![("records", log_records())],
+        "catalog-log-header" | "catalog-log" | "catalog-log-checkpoint" => logs::of(decoder),
         "journal-header" => vec![
             ("header", journal_header()),
             ("version-1", journal_header_of_version_1()),
@@ -199,11 +196,11 @@ const CHUNKS: PackId = PackId {
     number: 7,
 };
 
-fn store() -> StoreId {
+pub(super) fn store() -> StoreId {
     StoreId::from_bytes([0x51; StoreId::BYTES])
 }
 
-fn snapshot_id() -> SnapshotId {
+pub(super) fn snapshot_id() -> SnapshotId {
     SnapshotId::from_low_bits([1, 2, 3, 4, 5, 6, 7, 8, 9])
 }
 
@@ -315,7 +312,7 @@ fn footer(entries: u8, nonce: Option<PackNonce>) -> Vec<u8> {
 }
 
 /// A snapshot of a volume, which only the second version of the encoding can express.
-fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
+pub(super) fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
     SnapshotRecord {
         state,
         origin: Some(SnapshotOrigin {
@@ -333,7 +330,7 @@ fn failed() -> SnapshotState {
     }
 }
 
-fn volume_with_pending() -> VolumeRecord {
+pub(super) fn volume_with_pending() -> VolumeRecord {
     let pending = |next_file| PendingSnapshot {
         snapshot: snapshot_id(),
         next_file,
@@ -375,7 +372,7 @@ fn volume_of_account() -> VolumeRecord {
     }
 }
 
-fn snapshot(tags: u8) -> SnapshotRecord {
+pub(super) fn snapshot(tags: u8) -> SnapshotRecord {
     SnapshotRecord {
         id: snapshot_id(),
         name: Some("web/daily@2026-01-31".to_owned()),
@@ -397,7 +394,7 @@ fn snapshot(tags: u8) -> SnapshotRecord {
     }
 }
 
-fn volume(attached: bool) -> VolumeRecord {
+pub(super) fn volume(attached: bool) -> VolumeRecord {
     VolumeRecord {
         id: VolumeId::from_low_bits([0xb7; 9]),
         name: Some("db/data".to_owned()),
@@ -416,7 +413,7 @@ fn volume(attached: bool) -> VolumeRecord {
     }
 }
 
-fn copy(outcome: CopyOutcome) -> CopyRecord {
+pub(super) fn copy(outcome: CopyOutcome) -> CopyRecord {
     let is_known = outcome != CopyOutcome::UnderWay;
     CopyRecord {
         id: CopyId::from_low_bits([0xc3; 9]),
@@ -449,7 +446,7 @@ fn failed_with_code() -> CopyRecord {
     }
 }
 
-fn remote(has_files: bool) -> RemoteRecord {
+pub(super) fn remote(has_files: bool) -> RemoteRecord {
     let file = |path: &str| {
         if has_files {
             path.to_owned()
@@ -529,30 +526,6 @@ fn descriptor(entries: &[Entry]) -> Vec<u8> {
             .collect(),
     };
     descriptor.encode().to_vec()
-}
-
-fn log_records() -> Vec<u8> {
-    [
-        Record::One(Change::put(&snapshot(0))).encode(1),
-        Record::One(Change::put(&snapshot(3))).encode(2),
-        Record::One(Change::delete::<SnapshotRecord>(&snapshot_id())).encode(3),
-        Record::One(Change::put(&volume(false))).encode(4),
-        Record::One(Change::put(&volume(true))).encode(5),
-        Record::One(Change::delete::<VolumeRecord>(&volume(true).id)).encode(6),
-        Record::Several(vec![
-            Change::put(&snapshot_of_volume(SnapshotState::Pending)),
-            Change::put(&volume_with_pending()),
-        ])
-        .encode(7),
-        Record::One(Change::put(&copy(CopyOutcome::UnderWay))).encode(8),
-        Record::One(Change::delete::<CopyRecord>(
-            &copy(CopyOutcome::UnderWay).id,
-        ))
-        .encode(9),
-        Record::One(Change::put(&remote(true))).encode(10),
-        Record::One(Change::delete::<RemoteRecord>(&remote(true).name)).encode(11),
-    ]
-    .concat()
 }
 
 fn location(kind: RecordKind) -> Location {
