@@ -4,6 +4,7 @@ mod beside;
 mod crashes;
 mod policy;
 mod stops;
+mod stalled;
 
 use std::{fs, path::PathBuf};
 
