@@ -1,7 +1,7 @@
 //! A catalog log that has grown is replaced by one that begins with a checkpoint, while the daemon
 //! runs. It may be killed at any moment.
 
-use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt as _, path::Path};
+use std::{fs, os::unix::process::ExitStatusExt as _, path::Path};
 
 use varve_store::{
     failpoints::{Failpoint, VARIABLE},
@@ -29,32 +29,38 @@ fn with_long_log() -> Lab {
     let image = lab.image("image", 4 * MIB, 71);
     lab.snapctl().import(&image, "image");
     lab.varved.stop();
-    let path = names::catalog_log(&lab.data_dir());
-    let mut log = fs::read(&path).unwrap();
-    let records = &log[LOG_HEADER_BYTES..];
-    let scan = catalog_log::scan(Kinds::ALL, records, Position::START, true);
-    let found = scan.filter_map(|found| match found {
-        Found::Record {
-            sequence, record, ..
-        } => Some((sequence, record)),
-        _ => None,
-    });
-    let (mut sequence, last) = found.last().unwrap();
-    let snapshot = last.changes()[0].as_put::<SnapshotRecord>().unwrap();
-    while log.len() as u64 <= limits::LOG_CHECKPOINT_BYTES {
-        sequence += 1;
-        let tags = BTreeMap::from([("number".to_owned(), sequence.to_string())]);
-        let snapshot = SnapshotRecord {
-            tags,
-            ..snapshot.clone()
-        };
-        log.extend(Record::One(Change::put(&snapshot)).encode(sequence));
-    }
-    fs::write(&path, &log).unwrap();
+    lengthen_log(&lab, "image");
     lab
 }
 
-fn header(path: &Path) -> LogHeader {
+/// Gives a snapshot of a stopped daemon a tag so often that the log needs a checkpoint.
+pub(super) fn lengthen_log(lab: &Lab, snapshot: &str) {
+    let path = names::catalog_log(&lab.data_dir());
+    let mut log = fs::read(&path).unwrap();
+    let records = &log[LOG_HEADER_BYTES..];
+    let (mut last, mut tagged) = (0, None);
+    for found in catalog_log::scan(Kinds::ALL, records, Position::START, true) {
+        let Found::Record {
+            sequence, record, ..
+        } = found
+        else {
+            panic!("{found:?}");
+        };
+        last = sequence;
+        let puts = record.changes().iter();
+        let puts = puts.filter_map(Change::as_put::<SnapshotRecord>);
+        tagged = puts.filter(|it| it.label() == snapshot).last().or(tagged);
+    }
+    let mut tagged = tagged.expect("a snapshot of that name");
+    while log.len() as u64 <= limits::LOG_CHECKPOINT_BYTES {
+        last += 1;
+        tagged.tags.insert("number".to_owned(), last.to_string());
+        log.extend(Record::One(Change::put(&tagged)).encode(last));
+    }
+    fs::write(&path, &log).unwrap();
+}
+
+pub(super) fn header(path: &Path) -> LogHeader {
     LogHeader::decode(&fs::read(path).unwrap()).unwrap()
 }
 

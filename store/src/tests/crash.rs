@@ -11,7 +11,10 @@ use super::{
 use crate::{
     Error, Result, Store,
     format::names,
-    io::sim::{Call, SimDisk},
+    io::{
+        Disk as _,
+        sim::{Call, SimDisk},
+    },
 };
 
 /// The promises, and further changes that may have happened.
