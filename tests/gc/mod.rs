@@ -3,8 +3,8 @@
 mod beside;
 mod crashes;
 mod policy;
-mod stops;
 mod stalled;
+mod stops;
 
 use std::{fs, path::PathBuf};
 

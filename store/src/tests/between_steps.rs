@@ -91,10 +91,10 @@ fn what_an_open_upload_has_stored_stays() {
     });
 }
 
-/// An upload that begins once a collection has taken the floors, and whose packs are sealed before
-/// it counts what they hold.
+/// An upload that begins once a collection has read the roots, and whose packs are sealed before it
+/// counts what they hold.
 #[test]
-fn what_is_stored_after_the_floors_were_taken_stays() {
+fn what_is_stored_after_the_roots_were_read_stays() {
     let machine = machine();
     let content = image(33, 60);
     block_on(async {
