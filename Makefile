@@ -10,6 +10,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:$(VARVE_CACHE)/tools/bin
 
 CARGO_FLAGS := --release --locked --workspace
 SOAK_ROUNDS ?= 100
+VARVE_SOAK_MINUTES ?= 30
 
 .PHONY: help build demo test check lint mutations soak bench clean
 
@@ -53,9 +54,10 @@ mutations: ## Turn off one rule of tests/mutations after the other: a test has t
 	@scripts/check-mutations
 
 # Without nextest, which would end tests that take this long.
-soak: build ## Power cuts and kills at random, over and over; SOAK_ROUNDS=1000 for more than 100 of each
+soak: build ## Everything at once, then power cuts and kills; VARVE_SOAK_MINUTES=30, SOAK_ROUNDS=100
 	@scripts/install-packages test
 	@scripts/make-image base
+	VARVE_SOAK_MINUTES=$(VARVE_SOAK_MINUTES) cargo test $(CARGO_FLAGS) --test behaviour --quiet -- --nocapture soak::
 	@for ((round = 0; round < $(SOAK_ROUNDS); round += 8)); do \
 	  cargo test --release --locked --package varve-tests --quiet -- --nocapture volumes::crashes::kills; \
 	done

@@ -18,6 +18,7 @@
 //! - [`guests`]: virtual machines on exports and volumes, and varved inside a machine that loses
 //!   its power. [`memory`]: its bounds.
 //! - [`fuzz`]: decoders on random bytes.
+//! - [`soak`]: everything at one time, and daemons that are killed again and again.
 //! - [`scripts`]: installation of packages, where they conflict.
 //! - [`tidy`]: rules of this repository's own structure.
 
@@ -41,5 +42,6 @@ mod memory;
 mod nbd;
 mod scripts;
 mod snapshots;
+mod soak;
 mod tidy;
 mod volumes;

@@ -1,0 +1,187 @@
+//! The checks at the end: all content, all sums, an index that is made anew, and an empty store.
+
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+
+use varve_store::{
+    format::{
+        PackKind,
+        pack::{PACK_HEADER_BYTES, TRAILER_BYTES, Trailer},
+    },
+    limits::{PACK_BYTES_MAX, PACK_CLOSED_PART},
+};
+use varve_tests::{
+    data_dir::packs,
+    process::{command, run},
+    programs::varved,
+    snapctl::{number, text},
+};
+
+use super::{
+    store::Store,
+    world::{Life, World},
+};
+
+/// Bytes for which no pack is rewritten.
+const RETURN_BYTES_MIN: u64 = 64 << 10;
+/// Collections in a row that find something: what one has copied, another may merge.
+const COLLECTIONS_MAX: u32 = 8;
+
+/// Looks at a store, then deletes all that is in it.
+pub(super) fn check(world: &World, store: &Store, life: &mut Life) {
+    life.end(store, false);
+    *life = Life::quiet(store);
+    check_content(world, store);
+    for volume in volumes(store) {
+        store.delete_volume(&volume);
+    }
+    collect(store);
+    check_content(world, store);
+    check_sums(store);
+
+    life.end(store, false);
+    let data_dir = [store.data_dir.as_os_str()];
+    let arguments = ["rebuild".as_ref(), "--data-dir".as_ref()];
+    run(command(varved(), arguments.into_iter().chain(data_dir))).ok();
+    *life = Life::quiet(store);
+    check_content(world, store);
+    // Rows of dead records have come back.
+    collect(store);
+    check_content(world, store);
+    check_sums(store);
+
+    let names: Vec<_> = store.model.all().into_keys().collect();
+    let by: Vec<_> = names.iter().map(String::as_str).collect();
+    store.delete(&names, &by, &world.counts);
+    assert!(store.roots().is_empty());
+    // A pack is sealed if it is large at a clean stop.
+    life.end(store, false);
+    *life = Life::quiet(store);
+    collect(store);
+    let files = Files::of(&store.data_dir);
+    assert!(
+        files.sealed.is_empty(),
+        "with everything deleted: {files:?}"
+    );
+    let small = PACK_BYTES_MAX / PACK_CLOSED_PART;
+    assert!(files.open.iter().all(|it| *it < small), "{files:?}");
+    assert!(files.open.len() <= 2, "one of each kind: {files:?}");
+    life.end(store, false);
+}
+
+fn volumes(store: &Store) -> Vec<String> {
+    let list = store.tell(["volume", "list"]);
+    let volumes = list["volumes"].as_array().unwrap().iter();
+    volumes.map(|volume| text(volume, "name")).collect()
+}
+
+/// All snapshots are there, no others, and each has its bytes.
+fn check_content(world: &World, store: &Store) {
+    let (kept, found) = (store.model.all(), store.roots());
+    let names: Vec<_> = kept.keys().collect();
+    assert_eq!(found.keys().collect::<Vec<_>>(), names);
+    for (name, content) in &kept {
+        assert_eq!(found[name], content.root, "{name}");
+        let crc = store.crc(name, &world.scratch.join("exported"));
+        assert_eq!(crc, content.crc, "the content of {name}: {content:?}");
+        store.snapctl().verify(name);
+    }
+}
+
+/// Collects until nothing is left to collect.
+fn collect(store: &Store) {
+    let mut reports = Vec::new();
+    for _ in 0..COLLECTIONS_MAX {
+        let report = store.tell(["gc", "run", "--dead", "1", "--rate", "none"]);
+        assert_eq!(number(&report, "packs_held"), 0, "{report}");
+        let removed = number(&report, "packs_removed");
+        reports.push(report);
+        if removed == 0 {
+            return;
+        }
+    }
+    panic!("each collection finds something: {reports:#?}");
+}
+
+/// Lengths of the packs of a store.
+#[derive(Debug, Default)]
+struct Files {
+    sealed: Vec<u64>,
+    open: Vec<u64>,
+    /// Headers and footers of those that are sealed.
+    frames_bytes: u64,
+}
+
+impl Files {
+    fn of(data_dir: &Path) -> Self {
+        let mut files = Self::default();
+        let kinds = [PackKind::Chunks, PackKind::Nodes];
+        for (_, path) in kinds.into_iter().flat_map(|kind| packs(data_dir, kind)) {
+            let file = File::open(path).unwrap();
+            let bytes = file.metadata().unwrap().len();
+            let mut last = [0; TRAILER_BYTES];
+            let start = bytes.saturating_sub(last.len() as u64);
+            match file
+                .read_exact_at(&mut last, start)
+                .map(|()| Trailer::decode(&last, bytes))
+            {
+                Ok(Ok(trailer)) => {
+                    files.sealed.push(bytes);
+                    files.frames_bytes += PACK_HEADER_BYTES as u64;
+                    files.frames_bytes += Trailer::footer_bytes(trailer.records);
+                }
+                _ => files.open.push(bytes),
+            }
+        }
+        files
+    }
+
+    fn bytes(&self) -> u64 {
+        self.sealed.iter().chain(&self.open).sum()
+    }
+}
+
+/// Without volumes and work under way, all that is told about space agrees, and with the files.
+fn check_sums(store: &Store) {
+    let status = store.tell(["status"]);
+    let plan = store.tell(["gc", "plan", "--dead", "1"]);
+    let usage = &plan["usage"];
+    let du = store.tell(["du", "--all"]);
+    let names = store.model.all();
+    let all = ["snapshot", "delete", "--dry-run"].into_iter();
+    let estimate = store.tell(all.chain(names.keys().map(String::as_str)));
+    let files = Files::of(&store.data_dir);
+    let told = format!("{status:#}\n{usage:#}\n{du:#}\n{estimate:#}\n{files:?}");
+
+    let [live, dead] = ["live_bytes", "dead_bytes"].map(|it| number(usage, it));
+    let open: u64 = files.open.iter().sum();
+    assert_eq!(number(usage, "file_bytes"), files.bytes(), "{told}");
+    let packs = files.sealed.len() + files.open.len();
+    assert_eq!(number(&status, "packs"), packs as u64, "{told}");
+    // Sealed packs are known to the byte; of open ones, the records in the index.
+    let accounted = files.frames_bytes + live + dead;
+    assert!(accounted <= files.bytes(), "{told}");
+    assert!(files.bytes() - accounted <= open, "{told}");
+    let stored = number(&status, "stored_bytes");
+    assert!((live..=live + dead).contains(&stored), "{told}");
+    // What is left in sealed packs is not worth a rewrite.
+    let left = files
+        .sealed
+        .iter()
+        .map(|it| (it / 100).max(RETURN_BYTES_MIN));
+    let left = left.sum::<u64>() + open;
+    assert!(
+        dead <= left,
+        "{dead} bytes are dead, at most {left}: {told}"
+    );
+    assert_eq!(number(&status, "dead_bytes"), dead, "{told}");
+
+    assert_eq!(number(&estimate, "dead_bytes"), live, "of all: {told}");
+    let snapshots = du["snapshots"].as_array().unwrap();
+    assert_eq!(snapshots.len(), names.len(), "{told}");
+    let exclusive = snapshots.iter().map(|it| number(it, "exclusive_bytes"));
+    assert!(exclusive.sum::<u64>() <= live, "{told}");
+    for row in snapshots {
+        let all = number(row, "exclusive_bytes") + number(row, "shared_bytes");
+        assert!(all <= live, "{row}: {told}");
+    }
+}
