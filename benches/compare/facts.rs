@@ -43,6 +43,7 @@ pub(crate) fn markdown(bench: &Bench) -> Result<String, Failure> {
     );
     let versions: Vec<String> = [
         ("restic", "version"),
+        ("borg", "--version"),
         ("qemu-img", "--version"),
         ("qemu-nbd", "--version"),
         ("casync", "--version"),

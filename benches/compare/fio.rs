@@ -129,6 +129,44 @@ pub(crate) fn run_crowd(
     Ok(per_second)
 }
 
+/// The 99th percentiles of latency under a mixed load.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mixed {
+    pub(crate) read_p99_seconds: f64,
+    pub(crate) write_p99_seconds: f64,
+}
+
+/// Runs random requests of 4 KiB, 70 % of them reads.
+pub(crate) fn run_mixed(
+    uri: &str,
+    range: &Range<u64>,
+    depth: u32,
+    seconds: u32,
+) -> Result<Mixed, Failure> {
+    let mut command = Command::new("fio");
+    command.args([
+        "--output-format=json",
+        "--name=mixed",
+        "--ioengine=nbd",
+        "--rw=randrw",
+        "--rwmixread=70",
+        "--bs=4096",
+        "--time_based",
+    ]);
+    command.args([
+        format!("--iodepth={depth}"),
+        format!("--runtime={seconds}"),
+        format!("--offset={}", range.start),
+        format!("--size={}", range.end - range.start),
+        format!("--uri={uri}"),
+    ]);
+    let output = process::run(&mut command)?.output;
+    Ok(Mixed {
+        read_p99_seconds: parse(&output, Does::Read)?.p99_seconds,
+        write_p99_seconds: parse(&output, Does::Write)?.p99_seconds,
+    })
+}
+
 /// Runs a load and logs the latency of each request, in files that begin with `prefix`.
 pub(crate) fn run_logged(uri: &str, load: &Load, prefix: &Path) -> Result<Vec<Request>, Failure> {
     let mut command = command(&[uri], load);

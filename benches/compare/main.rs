@@ -73,6 +73,8 @@ enum Subject {
     CopyNothing,
     CopyNear,
     CopyBound,
+    Collection,
+    CollectionPause,
     Hash,
 }
 
@@ -107,6 +109,8 @@ impl Subject {
             Self::CopyNothing => rows::copy::nothing_missing(bench),
             Self::CopyNear => rows::copy::near(bench),
             Self::CopyBound => rows::copy::bound(bench),
+            Self::Collection => rows::collection::half_deleted(bench),
+            Self::CollectionPause => rows::collection::beside_a_guest(bench),
             Self::Hash => rows::hash::cut_and_hash(bench),
         }
     }

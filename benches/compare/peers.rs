@@ -56,6 +56,17 @@ impl Restic {
         )
     }
 
+    /// Forgets all but the last backups of each file, and removes what nothing needs any more, with
+    /// restic's own limit of what may be left unused.
+    pub(crate) fn forget(&self, kept: u32) -> Result<Finished, Failure> {
+        let kept = kept.to_string();
+        process::run(
+            self.command()
+                .args(["forget", "--prune", "--group-by", "paths"])
+                .args(["--keep-last", &kept]),
+        )
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new("restic");
         command
@@ -63,6 +74,51 @@ impl Restic {
             .env("RESTIC_PASSWORD", "not a secret")
             .env("RESTIC_CACHE_DIR", self.repository.with_extension("cache"));
         command
+    }
+}
+
+/// A new borg repository without encryption, with borg's own compression and chunk sizes.
+#[derive(Debug)]
+pub(crate) struct Borg {
+    directory: PathBuf,
+}
+
+impl Borg {
+    pub(crate) fn create(directory: &Path) -> Result<Self, Failure> {
+        let borg = Self {
+            directory: directory.to_owned(),
+        };
+        process::run(borg.command("init").args(["--encryption", "none"]))?;
+        Ok(borg)
+    }
+
+    pub(crate) fn backup(&self, file: &Path, name: &str) -> Result<Finished, Failure> {
+        process::run(self.command("create").arg(format!("::{name}")).arg(file))
+    }
+
+    /// Deletes the archives whose names match. Their space stays taken.
+    pub(crate) fn delete(&self, names: &str) -> Result<Finished, Failure> {
+        process::run(self.command("delete").args(["--glob-archives", names]))
+    }
+
+    /// Removes what nothing needs any more, with borg's own limit of what may be left unused.
+    pub(crate) fn compact(&self) -> Result<Finished, Failure> {
+        process::run(&mut self.command("compact"))
+    }
+
+    /// Its directory.
+    pub(crate) fn repository(&self) -> PathBuf {
+        self.directory.join("repository")
+    }
+
+    fn command(&self, command: &str) -> Command {
+        let mut borg = Command::new("borg");
+        borg.arg(command)
+            .env("BORG_REPO", self.repository())
+            .env("BORG_BASE_DIR", self.directory.join("base"))
+            // It was made by this program, on purpose.
+            .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+        borg
     }
 }
 

@@ -167,7 +167,8 @@ impl Varved {
         self.snapctl(&arguments)
     }
 
-    fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
+    /// The answer of snapctl as JSON.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
         let output = self
             .ctl(&[arguments, &["--output", "json"]].concat())?
             .output;

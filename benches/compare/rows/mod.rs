@@ -1,6 +1,7 @@
 //! The measurements: one file for each of the store's jobs.
 
 pub(crate) mod boot;
+pub(crate) mod collection;
 pub(crate) mod copy;
 pub(crate) mod database;
 pub(crate) mod export;
