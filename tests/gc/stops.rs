@@ -30,7 +30,7 @@ fn a_collection_that_is_stopped_ends_soon_and_the_next_one_goes_on() {
     assert!(planned["last"].is_null(), "{planned}");
 
     gc(&lab, &["stop"]);
-    let said = running.wait().ok();
+    let said = running.wait().success().text();
     assert!(said.contains("the next collection goes on"), "{said}");
     let last = &gc(&lab, &["status"])["last"];
     assert_eq!(last["report"]["stopped"], true, "{last}");
