@@ -23,7 +23,6 @@
 //! ([`Commit::to_the_end`]).
 
 use std::{
-    collections::HashMap,
     mem,
     panic::resume_unwind,
     sync::{
@@ -44,22 +43,17 @@ use crate::{
     catalog_log::CatalogLog,
     engine::{
         DirectoryLock, Reliance, Workers,
-        unindexed::{Note, Unindexed},
+        pending::{Fill, Generation, Pending},
+        unindexed::Unindexed,
     },
     failpoints::{Failpoint, reach},
     format::{
         CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
     },
     io::Disk,
-    limits,
     meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord},
     pack::{Appended, EncodedRecord, LostPlaces, PackWriter, PlacedRecord},
 };
-
-/// A span between two losses of unsynced records. What was learned in one does not hold in the
-/// next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Generation(u64);
 
 #[derive(Debug)]
 pub(crate) struct Commit {
@@ -113,67 +107,6 @@ impl Drop for PoisonOnPanic {
             self.0.poison(&Error::Poisoned {
                 reason: "a task that was writing has panicked".to_owned(),
             });
-        }
-    }
-}
-
-/// Records that were appended and are not in the index yet.
-#[derive(Debug, Default)]
-struct Pending {
-    generation: u64,
-    records: HashMap<Name, Payload>,
-    chunks_appended: Option<Appended>,
-    nodes_appended: Option<Appended>,
-    /// Of their appends.
-    notes: Vec<Note>,
-    /// Set once: why nothing is written any more.
-    poisoned: Option<String>,
-    closing: bool,
-}
-
-/// How many records wait to be indexed.
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
-enum Fill {
-    Some,
-    /// Enough for a group.
-    Group,
-    /// More than may be while another group is being indexed.
-    TooMany,
-}
-
-impl Pending {
-    fn check(&self, generation: Generation) -> Result<()> {
-        if let Some(reason) = &self.poisoned {
-            return Err(Error::Poisoned {
-                reason: reason.clone(),
-            });
-        }
-        if self.closing {
-            return Err(Error::Closing);
-        }
-        if self.generation != generation.0 {
-            return Err(Error::Dropped);
-        }
-        Ok(())
-    }
-
-    fn appended_bytes(&self) -> u64 {
-        let bytes =
-            |appended: &Option<Appended>| appended.as_ref().map_or(0, Appended::stored_bytes);
-        bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
-    }
-
-    /// Whether they are enough to be indexed.
-    fn fill(&self) -> Fill {
-        let records = self.records.len();
-        if records >= 2 * limits::INDEX_GROUP_RECORDS {
-            Fill::TooMany
-        } else if records >= limits::INDEX_GROUP_RECORDS
-            || self.appended_bytes() >= limits::INDEX_GROUP_BYTES
-        {
-            Fill::Group
-        } else {
-            Fill::Some
         }
     }
 }

@@ -23,7 +23,8 @@
 //! | `budget` | what uploads and reads may hold at one time |
 //! | `space` | free space, and what can give some back |
 //! | `apart` | work in a task of its own that ends with its caller |
-//! | `unindexed` | records that are in packs and not in the index yet |
+//! | `pending` | what was appended and waits for the index |
+//! | `unindexed` | where in packs that is, and what it forbids to say of them |
 //! | `lock` | one process at a time has a data directory open |
 
 mod apart;
@@ -40,6 +41,7 @@ mod located;
 mod lock;
 mod log_checkpoint;
 mod options;
+mod pending;
 mod pins;
 mod places;
 mod query;
@@ -54,11 +56,12 @@ pub(crate) use self::{
     budget::Budgets,
     cache::{Lent, ReadCache},
     chunk::{CheckedChunk, open_chunk},
-    commit::{Commit, CommitParts, Generation, PoisonOnPanic, joined},
+    commit::{Commit, CommitParts, PoisonOnPanic, joined},
     engine::Engine,
     fetch::{PACK_MOVES_MAX, needed_by, walked},
     located::{LocatedLeaf, plain_bytes},
     lock::DirectoryLock,
+    pending::Generation,
     pins::Pins,
     reliance::{Floors, Guard, Moving, Reliance},
     space::{FreeSpace, SpaceReserve},

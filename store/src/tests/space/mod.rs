@@ -21,9 +21,9 @@ use super::{
     random_image, scribble, seed, upload,
 };
 use crate::{
-    Options, Store,
+    Store,
     engine::{Engine, walked},
-    format::{Location, Name, PackId, PackKind},
+    format::{Location, Name, PackKind},
     gc::{mark::Live, pace::Pace, ranks::Ranks, roots},
     meta::IndexView,
 };
