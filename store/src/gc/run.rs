@@ -3,7 +3,7 @@
 //! | step | what |
 //! | --- | --- |
 //! | 1 | all roots, and what they reach; what that leaves in each pack |
-//! | 2 | open packs that are mostly dead are sealed; the floors below which no new row can come; the plan |
+//! | 2 | open packs that are mostly dead are sealed; the floors of running work; the plan |
 //! | 3 | for some packs of the plan at a time: they are condemned, unless somebody relies on them |
 //! | 4 | all roots again, and what is new under them |
 //! | 5 | the condemned packs are swept |
