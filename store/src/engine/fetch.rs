@@ -390,6 +390,16 @@ impl Engine {
             .await
     }
 
+    /// A node from its pack, wherever that is.
+    pub(crate) async fn load_node<T>(
+        &self,
+        packs: &PackReader,
+        name: Name,
+        decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
+    ) -> Result<T> {
+        self.decoded(packs, name, None, decode).await
+    }
+
     /// A node, checked against its id and decoded; with its place, if it is known, and the hints
     /// that it is from.
     async fn decoded<T>(

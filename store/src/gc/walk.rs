@@ -1,10 +1,10 @@
 //! Walks trees for whoever takes stock of them: each node that a visitor has not reached before,
 //! leaves in the order of their places.
 //!
-//! Roots and inner nodes are found from the top, one after the other. Leaves are most of what there
-//! is to read, so they wait until there are many of them, and are then read in the order of packs
-//! and offsets, neighbours together. What waits is bounded; in a store whose leaves were written
-//! tree by tree, the reads go through the packs once.
+//! Roots and inner nodes are found from the top, some of them together, because neighbours are read
+//! together. Leaves are most of what there is to read, so they wait until there are many of them,
+//! and are then read in the order of packs and offsets. What waits is bounded; in a store whose
+//! leaves were written tree by tree, the reads go through the packs once.
 //!
 //! A visitor knows nodes by their slots only where the [ranks](super::ranks) are sure to have them:
 //! where the row points below the watermark. A slot that is nonsense could make a node pass for one
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use futures::{TryStreamExt as _, stream};
 use varve_content::{
     NodeId,
-    tree::{InnerNode, Leaf, Root},
+    tree::{InnerNode, Leaf, Root, TreeError},
 };
 
 use super::{pace::Pace, ranks::Ranks, roots::RootOwner};
@@ -37,6 +37,11 @@ use crate::{
 
 /// Plain bytes of leaves that one job takes: it marks some thousand chunks in a millisecond.
 const JOB_BYTES: u64 = 128 << 10;
+/// Roots, and inner nodes, that are read together. While their children wait, each of two levels may
+/// have 256 times as many, of some 80 bytes.
+const NODES_TOGETHER: usize = 32;
+/// Names that are looked up in one job: it takes a millisecond or two.
+const NAMES_OF_A_JOB: usize = 256;
 /// Names that are remembered as visited, to look them up once. A changed tree shares most of the
 /// children of its changed nodes with the tree before it.
 const RECENT_NAMES: usize = 32 << 10;
@@ -59,12 +64,22 @@ pub(super) trait Visitor: Send + Sync + 'static {
     fn chunk(&self, slot: usize);
 }
 
-/// A leaf that waits to be read.
+/// A node that another node names, or a root.
 #[derive(Debug, Copy, Clone)]
-struct Waiting {
-    id: NodeId,
-    place: Location,
+struct Child {
+    name: Name,
+    /// Of an inner node or a leaf.
+    level: u8,
     /// Of whose root it was found first: a position.
+    owner: u32,
+}
+
+/// A node that is to be read.
+#[derive(Debug, Copy, Clone)]
+struct Found {
+    name: Name,
+    place: Location,
+    level: u8,
     owner: u32,
 }
 
@@ -93,9 +108,14 @@ pub(super) async fn walk<V: Visitor>(
         leaves: Vec::new(),
         recent: Recent::default(),
     };
-    for (position, root) in (0..).zip(roots) {
-        let visited = walk.root(position, root).await;
-        visited.map_err(|error| root.owner.named(error))?;
+    let mut owners = 0..;
+    for some in roots.chunks(NODES_TOGETHER) {
+        let some = some.iter().zip(owners.by_ref()).map(|(root, owner)| Child {
+            name: Name::root(root.root),
+            level: 0,
+            owner,
+        });
+        walk.roots(some.collect()).await?;
     }
     walk.read_leaves().await
 }
@@ -108,32 +128,27 @@ struct Walk<'a, V> {
     visitor: &'a Arc<V>,
     /// Past the page cache: every leaf is read once.
     packs: PackReader,
-    leaves: Vec<Waiting>,
+    leaves: Vec<Found>,
     recent: Recent,
 }
 
 impl<V: Visitor> Walk<'_, V> {
-    async fn root(&mut self, owner: u32, root: &RootOwner) -> Result<()> {
-        let name = Name::root(root.root);
-        if self.reach(vec![name]).await?.is_empty() {
-            return Ok(());
+    /// Visits some roots, and what is below them but for leaves, which wait.
+    async fn roots(&mut self, roots: Vec<Child>) -> Result<()> {
+        let roots = self.reach(roots).await?;
+        let mut tops = Vec::with_capacity(roots.len());
+        for (owner, root) in self.read_nodes(&roots, Root::decode).await? {
+            let Some(top) = root.top else { continue };
+            tops.push(Child {
+                name: Name::inner(top),
+                level: root.height(),
+                owner,
+            });
         }
-        let Root {
-            top, size_bytes, ..
-        } = self.engine.load_root(&self.packs, root.root).await?;
-        let Some(top) = top else { return Ok(()) };
-        let mut stack = Vec::new();
-        if !self.reach(vec![Name::inner(top)]).await?.is_empty() {
-            stack.push((top, varve_content::tree::height(size_bytes)));
-        }
-        while let Some((id, level)) = stack.pop() {
-            let inner = self.engine.load_inner(&self.packs, id).await?;
-            self.pace.spend(size_of_val(inner.children()) as u64).await;
-            if inner.level() != level {
-                let expected = format!("expected level {level}, found {}", inner.level());
-                return Err(Damage::in_tree(format_args!("node {id}"), expected).into());
-            }
-            self.children(owner, &inner, &mut stack).await?;
+        let mut stack = self.reach(tops).await?;
+        while !stack.is_empty() {
+            let some = stack.split_off(stack.len().saturating_sub(NODES_TOGETHER));
+            self.inners(&some, &mut stack).await?;
             if self.leaves.len() >= limits::GC_LEAVES_WAITING {
                 self.read_leaves().await?;
             }
@@ -141,53 +156,103 @@ impl<V: Visitor> Walk<'_, V> {
         Ok(())
     }
 
-    /// Reaches the children of a node: leaves wait, inner nodes come next.
-    async fn children(
-        &mut self,
-        owner: u32,
-        inner: &InnerNode,
-        stack: &mut Vec<(NodeId, u8)>,
-    ) -> Result<()> {
-        let is_last = inner.level() == 1;
-        let ids = inner.children().iter().map(|(_, id)| *id);
-        let names: Vec<_> = ids
-            .map(|id| match is_last {
-                true => Name::leaf(id),
-                false => Name::inner(id),
-            })
-            .filter(|name| self.recent.is_new(name))
-            .collect();
-        for (name, place) in self.reach(names).await? {
-            let id = NodeId::from_bytes(*name.as_bytes());
-            match is_last {
-                true => self.leaves.push(Waiting { id, place, owner }),
-                false => stack.push((id, inner.level() - 1)),
+    /// Reads inner nodes and reaches their children: leaves wait, inner nodes come next.
+    async fn inners(&mut self, nodes: &[Found], stack: &mut Vec<Found>) -> Result<()> {
+        let inners = self.read_nodes(nodes, InnerNode::decode).await?;
+        let mut children = Vec::new();
+        for (node, (owner, inner)) in nodes.iter().zip(inners) {
+            if inner.level() != node.level {
+                let expected = format!("expected level {}, found {}", node.level, inner.level());
+                let id = NodeId::from_bytes(*node.name.as_bytes());
+                let damage = Damage::in_tree(format_args!("node {id}"), expected);
+                return Err(self.named(owner, damage.into()));
             }
+            let level = node.level - 1;
+            let ids = inner.children().iter().map(|(_, id)| *id);
+            let names = ids.map(|id| match level {
+                0 => Name::leaf(id),
+                _ => Name::inner(id),
+            });
+            let names = names.filter(|name| self.recent.is_new(name));
+            children.extend(names.map(|name| Child { name, level, owner }));
+        }
+        for children in children.chunks(NAMES_OF_A_JOB) {
+            let reached = self.reach(children.to_vec()).await?;
+            let (leaves, inners): (Vec<_>, Vec<_>) =
+                reached.into_iter().partition(|node| node.level == 0);
+            self.leaves.extend(leaves);
+            stack.extend(inners);
         }
         Ok(())
     }
 
     /// Tells the visitor of nodes. Returns those whose children it wants.
-    async fn reach(&self, names: Vec<Name>) -> Result<Vec<(Name, Location)>> {
-        if names.is_empty() {
+    async fn reach(&self, nodes: Vec<Child>) -> Result<Vec<Found>> {
+        if nodes.is_empty() {
             return Ok(Vec::new());
         }
         let (ranks, visitor) = (Arc::clone(self.ranks), Arc::clone(self.visitor));
         let reach = move |meta: &dyn Meta| {
             let mut wanted = Vec::new();
-            for (name, place) in names.iter().zip(meta.lookup(&names)?) {
-                let place = place.ok_or_else(|| Damage::missing(*name))?;
-                let node = match ranks.is_below(&place) {
-                    true => Reached::Slot(slot_of(&ranks, name)?),
-                    false => Reached::Late(name),
+            let names: Vec<_> = nodes.iter().map(|node| node.name).collect();
+            for (node, place) in nodes.into_iter().zip(meta.lookup(&names)?) {
+                let Some(place) = place else {
+                    return Ok(Err(node));
                 };
-                if visitor.node(node) {
-                    wanted.push((*name, place));
+                let Child { name, level, owner } = node;
+                let reached = match ranks.is_below(&place) {
+                    true => Reached::Slot(slot_of(&ranks, &name)?),
+                    false => Reached::Late(&name),
+                };
+                if visitor.node(reached) {
+                    wanted.push(Found {
+                        name,
+                        place,
+                        level,
+                        owner,
+                    });
                 }
             }
-            Ok(wanted)
+            Ok(Ok(wanted))
         };
-        self.engine.meta(Priority::Manage, reach).await
+        let reached = self.engine.meta(Priority::Manage, reach).await?;
+        reached.map_err(|node| self.named(node.owner, Damage::missing(node.name).into()))
+    }
+
+    /// Reads nodes, neighbours together. Returns them in their order, with their owners.
+    async fn read_nodes<T>(
+        &self,
+        nodes: &[Found],
+        decode: fn(&[u8]) -> Result<T, TreeError>,
+    ) -> Result<Vec<(u32, T)>> {
+        let places: Vec<_> = nodes.iter().map(|node| node.place).collect();
+        let mut read = Vec::with_capacity(nodes.len());
+        for span in plan_spans(&places) {
+            self.pace.spend(span.len_bytes as u64).await;
+            let members = span.members.clone();
+            let together = match self.engine.read_span(&self.packs, span).await {
+                Ok((_, together)) => Some(together),
+                // Its pack was removed since the look-up, or one of them is damaged.
+                Err(ReadError::PackGone(_) | ReadError::Other(Error::Damaged(_))) => None,
+                Err(ReadError::Other(error)) => return Err(error),
+            };
+            for at in members {
+                let Some(node) = nodes.get(at) else { continue };
+                let found = together.as_ref().map(|read| decoded(node, read, decode));
+                let found = match found {
+                    Some(Ok(found)) => Ok(found),
+                    // Alone, to tell what is wrong with which.
+                    _ => {
+                        let alone = self.engine.load_node(&self.packs, node.name, decode);
+                        alone.await
+                    }
+                };
+                let found = found.map_err(|error| self.named(node.owner, error))?;
+                read.push((at, (node.owner, found)));
+            }
+        }
+        read.sort_unstable_by_key(|(at, _)| *at);
+        Ok(read.into_iter().map(|(_, node)| node).collect())
     }
 
     /// Reads all leaves that wait, and visits their chunks.
@@ -208,7 +273,7 @@ impl<V: Visitor> Walk<'_, V> {
         Ok(())
     }
 
-    async fn read_span(&self, leaves: &[Waiting], span: Span) -> Result<()> {
+    async fn read_span(&self, leaves: &[Found], span: Span) -> Result<()> {
         let members = span.members.iter().filter_map(|at| leaves.get(*at));
         let members: Vec<_> = members.copied().collect();
         self.pace.spend(span.len_bytes as u64).await;
@@ -218,8 +283,12 @@ impl<V: Visitor> Walk<'_, V> {
             // tell which.
             Err(ReadError::PackGone(_) | ReadError::Other(Error::Damaged(_))) => {
                 for member in members {
-                    let leaf = self.engine.load_plain_leaf(&self.packs, member.id).await;
-                    let leaf = leaf.map_err(|error| self.named(&member, error))?;
+                    let leaf = self
+                        .engine
+                        .load_node(&self.packs, member.name, Leaf::decode);
+                    let leaf = leaf
+                        .await
+                        .map_err(|error| self.named(member.owner, error))?;
                     self.visit(vec![member], move |_| Ok(leaf.clone())).await?;
                 }
                 Ok(())
@@ -229,7 +298,7 @@ impl<V: Visitor> Walk<'_, V> {
     }
 
     /// Visits the leaves of a span, in jobs of some of them.
-    async fn visit_all(&self, members: &[Waiting], read: &ReadSpan) -> Result<()> {
+    async fn visit_all(&self, members: &[Found], read: &ReadSpan) -> Result<()> {
         let mut rest = members.iter().copied().peekable();
         while rest.peek().is_some() {
             let mut bytes = 0;
@@ -239,7 +308,8 @@ impl<V: Visitor> Walk<'_, V> {
                 job.push(member);
             }
             let read = read.clone();
-            self.visit(job, move |leaf| decoded(leaf, &read)).await?;
+            self.visit(job, move |leaf| decoded(leaf, &read, Leaf::decode))
+                .await?;
         }
         Ok(())
     }
@@ -247,8 +317,8 @@ impl<V: Visitor> Walk<'_, V> {
     /// Tells the visitor of the chunks of leaves.
     async fn visit(
         &self,
-        leaves: Vec<Waiting>,
-        decode: impl Fn(&Waiting) -> Result<Leaf> + Send + 'static,
+        leaves: Vec<Found>,
+        decode: impl Fn(&Found) -> Result<Leaf> + Send + 'static,
     ) -> Result<()> {
         let (ranks, visitor) = (Arc::clone(self.ranks), Arc::clone(self.visitor));
         let visit = move |meta: &dyn Meta| {
@@ -263,13 +333,13 @@ impl<V: Visitor> Walk<'_, V> {
         let visited = self.engine.meta(Priority::Manage, visit).await?;
         visited.or_else(|(leaf, error)| {
             let noted = self.engine.noting_damage(Err(error));
-            noted.map_err(|error| self.named(&leaf, error))
+            noted.map_err(|error| self.named(leaf.owner, error))
         })
     }
 
-    /// Names the owner of a leaf in an error of damage.
-    fn named(&self, leaf: &Waiting, error: Error) -> Error {
-        match self.roots.get(leaf.owner as usize) {
+    /// Names an owner in an error of damage.
+    fn named(&self, owner: u32, error: Error) -> Error {
+        match self.roots.get(owner as usize) {
             Some(root) => root.owner.named(error),
             None => error,
         }
@@ -309,16 +379,20 @@ fn slot_of(ranks: &Ranks, name: &Name) -> Result<usize> {
         .ok_or_else(|| Error::Internal(format!("{name} was indexed, and has no slot")))
 }
 
-/// A leaf of a span, checked against its id.
-fn decoded(leaf: &Waiting, read: &ReadSpan) -> Result<Leaf> {
-    let (name, place) = (Name::leaf(leaf.id), leaf.place);
+/// A node of a span, checked against its id.
+fn decoded<T>(
+    node: &Found,
+    read: &ReadSpan,
+    decode: fn(&[u8]) -> Result<T, TreeError>,
+) -> Result<T> {
+    let Found { name, place, .. } = *node;
     let damage = |problem| Damage::in_pack(place.pack, place.offset_bytes, name, problem);
     let record = read.record(&place, name)?;
     let found = Name::of(name.kind(), record.payload());
     if found != name {
         return Err(damage(format!("its bytes have id {found}")).into());
     }
-    Leaf::decode(record.payload()).map_err(|error| damage(error.to_string()).into())
+    decode(record.payload()).map_err(|error| damage(error.to_string()).into())
 }
 
 /// Names that this walk has visited lately. It forgets at once, and never errs.
