@@ -129,11 +129,13 @@ pub(crate) fn run_crowd(
     Ok(per_second)
 }
 
-/// The 99th percentiles of latency under a mixed load.
+/// The rate of a mixed load, and the 99th percentiles of latency.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mixed {
     pub(crate) read_p99_seconds: f64,
     pub(crate) write_p99_seconds: f64,
+    /// Reads and writes.
+    pub(crate) per_second: f64,
 }
 
 /// Runs random requests of 4 KiB, 70 % of them reads.
@@ -161,9 +163,11 @@ pub(crate) fn run_mixed(
         format!("--uri={uri}"),
     ]);
     let output = process::run(&mut command)?.output;
+    let (read, write) = (parse(&output, Does::Read)?, parse(&output, Does::Write)?);
     Ok(Mixed {
-        read_p99_seconds: parse(&output, Does::Read)?.p99_seconds,
-        write_p99_seconds: parse(&output, Does::Write)?.p99_seconds,
+        read_p99_seconds: read.p99_seconds,
+        write_p99_seconds: write.p99_seconds,
+        per_second: read.per_second + write.per_second,
     })
 }
 
