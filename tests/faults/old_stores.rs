@@ -1,27 +1,18 @@
 //! Stores of earlier versions: they open with all their content, and continue as stores of this
 //! version.
 
-use std::{collections::BTreeMap, env, ffi::OsStr, fs, path::Path};
+use std::{env, ffi::OsStr, fs, path::Path};
 
-use varve_content::{
-    ChunkId, Codec,
-    chunker::{CHUNKER_VERSION, cut_segment},
-    tree::{Leaf, LeafEntry, TreeBuilder},
-};
-use varve_store::{
-    GcSettings, IncomingChunk, NewSnapshot, Options, Store,
-    format::{
-        PackKind, names,
-        pack::{PackHeader, TRAILER_BYTES, Trailer},
-    },
+use varve_store::format::{
+    PackKind, names,
+    pack::{PackHeader, TRAILER_BYTES, Trailer},
 };
 use varve_tests::{
-    data_dir,
+    data_dir, image,
     lab::Lab,
     nbd::Peer,
     process::{command, run, wait_for},
     programs::{self, repository, tool},
-    random::Random,
     snapctl::number,
 };
 
@@ -124,7 +115,7 @@ fn a_store_that_is_made_now_opens_and_goes_on() {
 }
 
 /// The store of that kind that is kept, by the commit that made it.
-const KEPT_COLLECTED: &str = "@COMMIT@";
+const KEPT_COLLECTED: &str = "38e7818";
 
 #[test]
 fn a_collected_store_of_an_earlier_commit_opens_and_is_collected() {
@@ -147,7 +138,7 @@ fn opens_and_is_collected(lab: &mut Lab) {
     let checkpoint = header(&log).checkpoint.unwrap();
     opens_and_goes_on(lab);
     let report = lab.snapctl().json(["gc", "run"]);
-    assert!(number(&report, "packs_removed") > 1, "{report}");
+    assert!(number(&report, "packs_removed") > 0, "{report}");
     assert_eq!(lab.snapctl().verify_all(), ["cut", "image"]);
     assert_eq!(header(&log).checkpoint, Some(checkpoint));
     lab.varved.stop();
@@ -230,8 +221,8 @@ fn make_a_store() -> Lab {
     lab
 }
 
-/// The same, with a log that begins with a checkpoint, in packs of survivors, and with packs that
-/// have nothing but garbage.
+/// The same, with a log that begins with a checkpoint, in packs that a collection has written, and
+/// with a pack of garbage.
 fn make_a_collected_store() -> Lab {
     let mut lab = make_a_store();
     lengthen_log(&lab, "image");
@@ -240,63 +231,18 @@ fn make_a_collected_store() -> Lab {
     wait_for("the log to begin with a checkpoint", || {
         header(&log).checkpoint
     });
+    let store_garbage = |name: &str, seed| {
+        let garbage = image::make_random(&lab.scratch, name, 20 * BLOCK as u64, seed);
+        lab.snapctl().import(&garbage, name);
+        lab.snapctl().run(["snapshot", "delete", name]).ok();
+    };
+    store_garbage("collected", 1);
+    let report = lab.snapctl().json(["gc", "run"]);
+    assert!(number(&report, "copied_bytes") > 0, "{report}");
+    store_garbage("garbage", 2);
     lab.varved.stop();
     fs::remove_file(names::catalog_log_old(&lab.data_dir())).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().build().unwrap();
-    runtime.block_on(async {
-        let mut options = Options::new(lab.data_dir());
-        // Small, for packs that are sealed.
-        options.pack_bytes_max = 16 << 10;
-        let (store, _) = Store::open(options).await.unwrap();
-        store_garbage(&store, 1).await;
-        let report = store.gc_run(GcSettings::default()).await.unwrap();
-        assert!(report.copied_bytes > 0, "{report:?}");
-        store_garbage(&store, 2).await;
-        store.close().await.unwrap();
-    });
     lab
-}
-
-/// Stores a snapshot of 16 blocks of noise, and deletes it.
-async fn store_garbage(store: &Store, seed: u64) {
-    let mut image = vec![0; 16 * BLOCK];
-    Random::seeded(seed).fill(&mut image);
-    let size_bytes = image.len() as u64;
-    let mut cuts = Vec::new();
-    cut_segment(&image, &mut cuts);
-    let (mut chunks, mut entries) = (Vec::new(), Vec::new());
-    for cut in &cuts {
-        let plain = &image[cut.byte_range()];
-        let id = ChunkId::of(plain);
-        chunks.push(IncomingChunk {
-            id,
-            codec: Codec::Raw,
-            plain_bytes: u32::try_from(plain.len()).unwrap(),
-            payload: plain.to_vec().into(),
-        });
-        entries.push(LeafEntry {
-            start_block: cut.start_block,
-            blocks: cut.blocks,
-            chunk: id,
-        });
-    }
-    let leaf = Leaf::new(entries).unwrap();
-    let mut tree = TreeBuilder::new(size_bytes).unwrap();
-    tree.push(0, leaf.id()).unwrap();
-    let name = format!("garbage-{seed}");
-    let new = NewSnapshot {
-        lineage: None,
-        name: name.clone(),
-        size_bytes,
-        tags: BTreeMap::new(),
-        chunker_version: CHUNKER_VERSION,
-    };
-    let ingest = store.begin_ingest(new).await.unwrap();
-    ingest.put_chunks(chunks).await.unwrap();
-    ingest.put_leaves(vec![(0, leaf)]).await.unwrap();
-    ingest.commit(tree.finish().0.id()).await.unwrap();
-    store.delete_snapshot(&name.as_str().into()).await.unwrap();
 }
 
 /// Packs a store whose daemon has stopped, so that it can be kept.
