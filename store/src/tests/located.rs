@@ -13,6 +13,7 @@ use crate::{
     engine::LocatedLeaf,
     format::{Location, Name},
     meta::Batch,
+    pack::LostPlaces,
 };
 
 /// A store with one segment of chunks that all differ.
@@ -137,9 +138,8 @@ fn the_place_of_a_leaf_outlives_the_leaf_in_the_cache() {
         assert!(bytes == image[start..start + BLOCK_BYTES]);
         // A place that is lost is no place to read again.
         engine.cache.forget(name);
-        let mut lost = engine.lost.write();
-        assert!(lost.add_record(place.pack, place.offset_bytes));
-        drop(lost);
+        let mark = |lost: &mut LostPlaces| lost.add_record(place.pack, place.offset_bytes);
+        assert!(mark(&mut engine.lost.write()));
         match block_of(&reader, &third).await.unwrap_err() {
             Error::Damaged(damage) => assert_eq!(damage.place, Place::Missing),
             error => panic!("{error}"),
