@@ -2,6 +2,7 @@
 //! there.
 
 use serde_json::Value;
+use varve_store::failpoints::{Failpoint, VARIABLE};
 use varve_tests::{
     image,
     link::Link,
@@ -140,4 +141,28 @@ fn another_snapshot_of_that_name_is_not_taken_for_it() {
     assert_eq!(copied["state"], "failed", "{copied}");
     let why = text(&copied, "last_error");
     assert!(why.contains("another one has its name"), "{why}");
+}
+
+/// The daemon ends between the snapshot of a copy and the record that says that it is complete.
+#[test]
+fn a_copy_that_has_made_its_snapshot_is_complete_whatever_becomes_of_the_source() {
+    let mut pair = Pair::new();
+    let image = pair.image("image", 8, 621);
+    pair.there.snapctl().import(&image, "image");
+    pair.here.varved.stop();
+    // The catalog changes for the begun copy, for what was found, and for the snapshot.
+    let armed = format!("{}:3", Failpoint::CatalogApplied.name());
+    pair.here
+        .restart_with(|options| options.env(VARIABLE, &armed));
+    let endpoint = pair.there.varved.tcp_endpoint();
+    let arguments = ["copy", "create", "image", "--from", &endpoint, "--wait"];
+    pair.here.snapctl().run(arguments).fails(exit::UNREACHABLE);
+    pair.here.varved.wait();
+    delete(&pair, "image");
+    pair.here.restart();
+    let copies = pair.here.snapctl().json(["copy", "list"]);
+    let copied = ended(&pair, &text(&copies["copies"][0], "id"));
+    assert_eq!(copied["state"], "completed", "{copied}");
+    assert_eq!(pair.here.snapctl().verify_all(), ["image"]);
+    pair.here.assert_content("image", &image);
 }

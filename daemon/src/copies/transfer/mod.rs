@@ -112,7 +112,11 @@ impl CopyEngine {
         let found = RemoteSnapshot::find(&job.source, &self.remotes, Arc::clone(&place)).await;
         let asked = job.record();
         let wanted = match (found, asked.root) {
-            (Err(CopyError::Source(error)), Some(_)) if error.kind() == ErrorKind::NotFound => {
+            (Err(CopyError::Source(error)), Some(root)) if error.kind() == ErrorKind::NotFound => {
+                if let Some(made) = self.made(&asked.name, root).await? {
+                    job.all_here();
+                    return Ok(made);
+                }
                 return Err(CopyError::Deleted {
                     name: job.source.snapshot.clone(),
                     endpoint: job.source.endpoint.clone(),
@@ -134,13 +138,15 @@ impl CopyEngine {
         };
         varve_store::check_snapshot_name(&name).map_err(|error| job.blame(error))?;
         job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
-        match self.store.snapshot(&SnapshotKey::Name(name.clone())).await {
-            Ok(there) if there.root() == Some(root) => {
-                job.all_here();
-                return Ok(there);
-            }
-            Ok(_) | Err(Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+        if let Some(made) = self.made(&name, root).await? {
+            job.all_here();
+            return Ok(made);
+        }
+        if asked.root.is_none() {
+            // Before the snapshot: if the daemon ends between the snapshot and the record that says
+            // so, the next one finds the snapshot by this, even if the source has deleted its own.
+            let _writing = job.writing.lock().await;
+            self.store.put_copy(job.to_record()).await?;
         }
         let mut tags: BTreeMap<_, _> = wanted.snapshot.tags.clone();
         tags.extend(asked.tags);
@@ -172,6 +178,19 @@ impl CopyEngine {
             }
         }
         self.fetch(job, &place, &wanted, new, None).await
+    }
+
+    /// The snapshot here of that name, if it has this content.
+    async fn made(&self, name: &str, root: RootId) -> Result<Option<SnapshotRecord>, CopyError> {
+        match self
+            .store
+            .snapshot(&SnapshotKey::Name(name.to_owned()))
+            .await
+        {
+            Ok(there) if there.root() == Some(root) => Ok(Some(there)),
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Fetches what is missing beyond a base, and makes the snapshot.
