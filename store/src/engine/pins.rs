@@ -5,9 +5,18 @@
 //! root, read the record again, and go on if it still names that root ([`Engine::pin_named`]).
 //! Content that was stored just now is covered by its open ingest until the pin is taken.
 //!
+//! Whoever wants all roots that content hangs on [looks](Pins::look) at the pins from before the
+//! moment at which he reads the catalog until after it. At that moment a root that is in use is
+//! named by a record, or pinned. It may move from a record to a pin before he reads the pins, and
+//! from a pin to a new record after that moment: so pins that are dropped meanwhile count.
+//!
 //! Pins are in memory only: after a restart nobody reads anything.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use varve_content::RootId;
@@ -17,30 +26,61 @@ use crate::{Error, Result, format::CatalogRecord, meta::Key};
 
 /// The roots that are pinned, and how often each of them is.
 #[derive(Debug, Default)]
-pub(crate) struct Pins(Mutex<HashMap<RootId, u32>>);
+pub(crate) struct Pins(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    counts: HashMap<RootId, u32>,
+    /// How many look.
+    looking: u32,
+    /// Roots whose last pin was dropped while somebody was looking.
+    dropped: HashSet<RootId>,
+}
 
 impl Pins {
     /// Pins a root. Whether its content is sure to be there is for the caller to know: see the
     /// rule in this file's head.
     pub(crate) fn pin(self: &Arc<Self>, root: RootId) -> RootPin {
-        *self.0.lock().entry(root).or_default() += 1;
+        *self.0.lock().counts.entry(root).or_default() += 1;
         RootPin {
             pins: Arc::clone(self),
             root,
         }
     }
 
-    /// All roots that are pinned now. Whoever wants all roots that content hangs on reads the
-    /// catalog before: a root whose record is deleted meanwhile, and which is still in use, was
-    /// pinned before that.
-    pub(crate) fn roots(&self) -> Vec<RootId> {
-        self.0.lock().keys().copied().collect()
+    /// Begins to look at all that is pinned.
+    pub(crate) fn look(self: &Arc<Self>) -> Looking {
+        self.0.lock().looking += 1;
+        Looking(Arc::clone(self))
     }
 
     /// How many pins a root has.
     #[cfg(test)]
     pub(crate) fn count(&self, root: RootId) -> u32 {
-        self.0.lock().get(&root).copied().unwrap_or(0)
+        self.0.lock().counts.get(&root).copied().unwrap_or(0)
+    }
+}
+
+/// A look at pins, from its beginning on.
+pub(crate) struct Looking(Arc<Pins>);
+
+impl Looking {
+    /// All roots that were pinned at any time since the look began.
+    pub(crate) fn roots(self) -> Vec<RootId> {
+        let state = self.0.0.lock();
+        let dropped = state.dropped.iter();
+        let dropped = dropped.filter(|root| !state.counts.contains_key(*root));
+        state.counts.keys().chain(dropped).copied().collect()
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock();
+        state.looking -= 1;
+        if state.looking == 0 {
+            state.dropped = HashSet::new();
+        }
     }
 }
 
@@ -66,11 +106,14 @@ impl Clone for RootPin {
 
 impl Drop for RootPin {
     fn drop(&mut self) {
-        let mut pins = self.pins.0.lock();
-        if let Some(count) = pins.get_mut(&self.root) {
+        let mut state = self.pins.0.lock();
+        if let Some(count) = state.counts.get_mut(&self.root) {
             *count -= 1;
             if *count == 0 {
-                pins.remove(&self.root);
+                state.counts.remove(&self.root);
+                if state.looking > 0 {
+                    state.dropped.insert(self.root);
+                }
             }
         }
     }
@@ -144,6 +187,22 @@ mod tests {
         assert_eq!((pins.count(one), pins.count(other)), (1, 1));
         drop((second, third));
         assert_eq!((pins.count(one), pins.count(other)), (0, 0));
-        assert!(pins.0.lock().is_empty());
+        assert!(pins.0.lock().counts.is_empty());
+    }
+
+    #[test]
+    fn a_pin_that_is_dropped_during_a_look_counts() {
+        let pins = Arc::new(Pins::default());
+        let [before, during, kept] = [1, 2, 3].map(|byte| RootId::from_bytes([byte; 32]));
+        drop(pins.pin(before));
+        let (first, second) = (pins.look(), pins.look());
+        drop(pins.pin(during));
+        let _kept = pins.pin(kept);
+        for look in [first, second] {
+            let mut roots = look.roots();
+            roots.sort_unstable();
+            assert_eq!(roots, [during, kept]);
+        }
+        assert!(pins.0.lock().dropped.is_empty());
     }
 }

@@ -1,11 +1,12 @@
 //! The roots that content hangs on, and who needs them.
 //!
-//! The catalog is read as it is at one moment, and the pins after it, never the other way round. A
-//! root whose record is gone at that moment, and which is still in use, was pinned before the
-//! deletion ([`Pins`](crate::engine::Pins) says why), so the pin is seen. A root whose record is
-//! made later is the subject of the claim in [`run`](super::run()): it hangs on content that no
-//! collection touches. Were the catalog read page by page, a root could go from a record whose page
-//! is yet to be read to one whose page was read.
+//! The catalog is read as it is at one moment, and the pins are looked at from before that moment
+//! until after it. A root whose record is gone at that moment, and which is still in use, was pinned
+//! before the deletion ([`Pins`](crate::engine::Pins) says why). That pin is seen, also if it is
+//! dropped before the catalog is read to its end, in favour of a record that was made meanwhile. A
+//! root that is new in a record made later is the subject of the claim in [`run`](super::run()): it
+//! hangs on content that no collection touches. Were the catalog read page by page, a root could go
+//! from a record whose page is yet to be read to one whose page was read.
 
 use std::{fmt, ops::ControlFlow, sync::Arc};
 
@@ -97,8 +98,9 @@ impl Owner {
 ///
 /// Those of reading the catalog.
 pub(crate) async fn collect(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
+    let pins = engine.pins.look();
     let mut roots = of_records(engine).await?;
-    let pinned = engine.pins.roots().into_iter();
+    let pinned = pins.roots().into_iter();
     roots.extend(pinned.map(|root| RootOwner {
         root,
         owner: Owner::Pin,

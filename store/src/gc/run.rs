@@ -13,9 +13,10 @@
 //! *Claim.* Every name that a root reaches, whenever after step 4 a record or a pin names that
 //! root, is marked, or its row does not point into the condemned packs.
 //!
-//! Roots that are seen in step 4 are marked. The catalog is read as it is at one moment, and the
-//! pins after that. A root whose record is gone by then and that is still in use was pinned before
-//! its record went ([`pins`](crate::engine)), so its pin is seen.
+//! Roots that are seen in step 4 are marked: all that a record names at one moment, and all that are
+//! pinned at that moment, also if the pin is dropped soon after. A root whose record is gone by then
+//! and that is still in use was pinned before its record went ([`pins`](crate::engine)), so its pin
+//! is seen.
 //!
 //! A root that is first named later is the work of an ingest. Each name under it is one of these:
 //!
@@ -31,8 +32,9 @@
 //!   moved since the ingest began, in favour of which the ingest's own copy was dropped: packs that
 //!   records are moved into count for the floors of all ingests that begin meanwhile.
 //! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that
-//!   root, when a record or another pin named it. By induction over the order of such pins the
-//!   claim holds for that root.
+//!   root, when a record or another pin named it. If that pin is held at the moment of step 4, the
+//!   root is marked. If it was taken later, by induction over the order of such pins the claim
+//!   holds for that root.
 //!
 //! No clock, age or grace time is part of this.
 //!

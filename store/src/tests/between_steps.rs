@@ -6,7 +6,7 @@ use std::{io::ErrorKind, path::Path};
 use varve_content::{ChunkId, NodeId, chunker::End, codec::Codec};
 
 use super::{
-    Random, assert_holds, block_on,
+    Cut, Random, assert_holds, block_on,
     collections::eager,
     cut, incoming,
     machine::{DATA_DIR, Look, Machine, pack_path},
@@ -17,7 +17,7 @@ use super::{
     upload,
 };
 use crate::{
-    CloneSource, Ingest, Store,
+    CloneSource, Ingest, RootPin, Store,
     format::{Location, Name, PackId, PackKind, names},
     gc::{Sweep, pace::Pace, roots},
     pack::EncodedRecord,
@@ -42,6 +42,16 @@ async fn with_garbage(machine: &Machine, content: &[u8]) -> Store {
 async fn begin(store: &Store, name: &str, content: &[u8]) -> Ingest {
     let new = new_snapshot(name, content.len());
     store.begin_ingest(new).await.unwrap()
+}
+
+/// Takes over all leaves of a root.
+fn take_over(ingest: &Ingest, of: &RootPin, cut: &Cut) {
+    let leaves = cut.leaves.iter();
+    let data_blocks = leaves.map(|(_, leaf)| u64::from(leaf.data_blocks())).sum();
+    let leaves = cut.leaves.iter();
+    let leaves = leaves.map(|(segment, leaf)| (*segment, leaf.id()));
+    let kept = ingest.keep_leaves(of, leaves.collect(), data_blocks);
+    kept.unwrap();
 }
 
 fn row(store: &Store, name: Name) -> Option<Location> {
@@ -165,6 +175,37 @@ fn what_is_pinned_while_roots_are_read_stays() {
     });
 }
 
+/// A root goes from a pin to a record after the late roots were read from the catalog, and before
+/// the pins are read.
+#[test]
+fn what_is_named_once_late_roots_were_read_stays() {
+    let machine = machine();
+    let content = image(45, 60);
+    block_on(async {
+        let store = with_garbage(&machine, &content).await;
+        let cut = cut(&content);
+        let ranks_are_made = machine.stop(Look::Index, 0);
+        let late_roots_were_read = machine.stop(Look::CatalogSeen, 1);
+        let (collected, ()) = tokio::join!(store.gc_run(eager()), async {
+            let pinned = ranks_are_made.meanwhile(async {
+                upload(&store, "before", &content).await.unwrap();
+                let before = store.open_snapshot(&"before".into()).await.unwrap();
+                let ingest = begin(&store, "s", &content).await;
+                take_over(&ingest, before.pin(), &cut);
+                store.delete_snapshot(&"before".into()).await.unwrap();
+                ingest
+            });
+            let ingest = pinned.await;
+            let named = late_roots_were_read.meanwhile(async {
+                ingest.commit(cut.root).await.unwrap();
+            });
+            named.await;
+        });
+        assert!(collected.unwrap().packs_removed > 0);
+        assert_holds(&store, "s", &content).await;
+    });
+}
+
 /// What an upload found, and what it took over from a snapshot that is deleted, is kept until the
 /// change of the catalog that names it is made.
 #[test]
@@ -180,15 +221,7 @@ fn what_an_upload_relies_on_stays_until_its_record_is_there() {
             if takes_over {
                 upload(&store, "before", &content).await.unwrap();
                 let before = store.open_snapshot(&"before".into()).await.unwrap();
-                let leaves = cut.leaves.iter();
-                let data_blocks = leaves.map(|(_, leaf)| u64::from(leaf.data_blocks()));
-                let data_blocks = data_blocks.sum();
-                let leaves = cut.leaves.iter();
-                let leaves = leaves.map(|(segment, leaf)| (*segment, leaf.id()));
-                let pin = before.pin();
-                ingest
-                    .keep_leaves(pin, leaves.collect(), data_blocks)
-                    .unwrap();
+                take_over(&ingest, before.pin(), &cut);
                 drop(before);
                 store.delete_snapshot(&"before".into()).await.unwrap();
             } else {

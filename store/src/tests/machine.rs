@@ -43,10 +43,12 @@ struct PowerlessMeta {
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Look {
     Catalog,
+    /// The same at its end: what is done then comes too late to be seen.
+    CatalogSeen,
     Index,
 }
 
-/// A look that is to stop before it begins.
+/// A look that is to stop before it begins, or at its end.
 #[derive(Debug)]
 struct Stop {
     look: Look,
@@ -183,7 +185,11 @@ impl Catalog for PowerlessMeta {
     }
     fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()> {
         self.begin(Look::Catalog);
-        self.applied.view_catalog(look)
+        self.applied.view_catalog(&mut |view| {
+            look(view)?;
+            self.begin(Look::CatalogSeen);
+            Ok(())
+        })
     }
 }
 
