@@ -466,14 +466,33 @@ impl Commit {
         if chunks.is_none() && nodes.is_none() {
             return Ok(());
         }
-        let mut batch = Batch::default();
         let mut states = Vec::new();
-        let chunks = self.make_durable(&self.chunks, chunks, &mut states).await?;
-        let nodes = self.make_durable(&self.nodes, nodes, &mut states).await?;
+        let taken = (chunks, nodes, notes);
+        let done = self.index_taken(taken, &mut states, sync).await;
+        if done.is_err() {
+            // Whatever it was: these get no rows any more, and must not count as known.
+            self.drop_pending();
+            self.unindexed.hold(states);
+        }
+        done
+    }
+
+    /// Makes durable and indexes what does not wait any more. If that fails, `states` are those
+    /// that the index was not told.
+    async fn index_taken(
+        &self,
+        (chunks, nodes, notes): (Option<Appended>, Option<Appended>, Vec<Note>),
+        states: &mut Vec<PackState>,
+        sync: bool,
+    ) -> Result<()> {
+        let mut batch = Batch::default();
+        let chunks = self.make_durable(&self.chunks, chunks, states).await?;
+        let nodes = self.make_durable(&self.nodes, nodes, states).await?;
         reach(Failpoint::PacksSynced);
         self.put_rows(chunks.iter().chain(&nodes), &mut batch)
             .await?;
-        batch.packs(&self.unindexed.tell(states, &notes));
+        *states = self.unindexed.tell(mem::take(states), &notes);
+        batch.packs(&*states);
         // What the index has no space for is in packs, and counts as lost all the same: it is sent
         // again.
         self.written(self.apply(batch, sync).await)?;
@@ -585,17 +604,20 @@ impl Commit {
     pub(super) fn written<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
             Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
-            Err(Error::Full { .. } | Error::Dropped) => {
-                let mut pending = self.pending.write();
-                pending.generation += 1;
-                pending.records.clear();
-                pending.chunks_appended = None;
-                pending.nodes_appended = None;
-                pending.notes.clear();
-            }
+            Err(Error::Full { .. } | Error::Dropped) => self.drop_pending(),
             Err(error) => self.poison(error),
         }
         result
+    }
+
+    /// Gives up what waits for the index. Ingests under way fail.
+    fn drop_pending(&self) {
+        let mut pending = self.pending.write();
+        pending.generation += 1;
+        pending.records.clear();
+        pending.chunks_appended = None;
+        pending.nodes_appended = None;
+        pending.notes.clear();
     }
 
     /// Stops all writing, by packs and by journals.

@@ -1,7 +1,7 @@
 //! Rows of the index: which new ones are made, and which the collector moves and removes. All of it
 //! is done while nobody else makes rows.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{Commit, Floors, HeldPack};
 use crate::{
@@ -95,14 +95,21 @@ impl Commit {
             for writer in [&commit.chunks, &commit.nodes] {
                 states.extend_from_slice(commit.written(writer.flush().await)?.packs());
             }
-            let mut batch = Batch::default();
             let told = commit.unindexed.tell(states, &[]);
+            let mut batch = Batch::default();
             batch.packs(&told);
-            commit.written(commit.apply(batch, true).await)?;
-            let is_sealed = |pack: &PackId| {
-                let mut told = told.iter();
-                told.any(|state| state.pack == *pack && state.phase == PackPhase::Sealed)
-            };
+            let applied = commit.apply(batch, true).await;
+            if applied.is_err() {
+                commit.unindexed.hold(told);
+            }
+            commit.relocated(applied)?;
+            // Asked, for either flush may have sealed them, and so may somebody before.
+            let states = commit.ask(|meta| meta.pack_states()).await?;
+            let sealed = states
+                .iter()
+                .filter(|state| state.phase == PackPhase::Sealed);
+            let sealed: HashSet<_> = sealed.map(|state| state.pack).collect();
+            let is_sealed = |pack: &PackId| sealed.contains(pack);
             Ok(packs.into_iter().filter(is_sealed).collect())
         })
         .await
@@ -122,19 +129,20 @@ impl Commit {
             commit.writable()?;
             let last = batches.len().saturating_sub(1);
             for (position, batch) in batches.into_iter().enumerate() {
-                match commit.apply(batch, position == last).await {
-                    Ok(()) => {}
-                    Err(error @ (Error::Full { .. } | Error::Shortage { .. })) => {
-                        return Err(error);
-                    }
-                    Err(error) => {
-                        commit.poison(&error);
-                        return Err(error);
-                    }
-                }
+                commit.relocated(commit.apply(batch, position == last).await)?;
             }
             Ok(())
         })
         .await
+    }
+
+    /// Handles the outcome of a change of the index that makes no rows for new records: a full disk
+    /// takes nothing from uploads.
+    fn relocated(&self, result: Result<()>) -> Result<()> {
+        result.inspect_err(|error| {
+            if !matches!(error, Error::Full { .. } | Error::Shortage { .. }) {
+                self.poison(error);
+            }
+        })
     }
 }

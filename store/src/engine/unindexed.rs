@@ -104,6 +104,16 @@ impl Unindexed {
             .retain(|_, state| told_whole.next() != Some(&*state));
         told
     }
+
+    /// Keeps states that could not be told, for the next time. Without them a pack with a footer
+    /// would count as open until a restart.
+    pub(super) fn hold(&self, states: Vec<PackState>) {
+        let mut notes = self.0.lock();
+        for state in states {
+            // One that was told in part is held as a whole already.
+            notes.held.entry(state.pack).or_insert(state);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +167,9 @@ mod tests {
             [state(7, 9000, true), state(8, 6000, false)]
         );
         assert_eq!(notes.tell(Vec::new(), &[]), []);
+        // What was told and not kept is told again.
+        notes.hold(vec![state(7, 9000, true)]);
+        assert_eq!(notes.tell(Vec::new(), &[]), [state(7, 9000, true)]);
         drop(other);
         assert!(notes.0.lock().from.is_empty());
     }

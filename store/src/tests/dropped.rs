@@ -4,7 +4,7 @@
 use std::{future::poll_fn, pin::pin, task::Poll};
 
 use super::{
-    Cut, Random, assert_holds, block_on, cut, incoming, new_snapshot, random_image, seed, send,
+    Cut, Random, assert_holds, block_on, cut, incoming, machine::Machine, new_snapshot, random_image, seed, send,
     upload,
 };
 use crate::{Error, Options, Result, Store, limits};
@@ -111,5 +111,33 @@ fn chunks_whose_indexing_is_dropped() {
                 break;
             }
         }
+    });
+}
+
+/// A flush that cannot look up which rows are lost makes no rows. What it had taken is not known any
+/// more, and those who relied on it are told.
+#[test]
+fn records_of_a_flush_that_is_refused_are_not_known() {
+    let machine = Machine::new();
+    let image = random_image(&mut Random::new(7), 60);
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        upload(&store, "before", &image[..4096]).await.unwrap();
+        let engine = store.engine();
+        let pack = engine.meta.pack_states().unwrap()[0].pack;
+        engine.lost.write().add_record(pack, 1 << 40);
+        let cut = cut(&image);
+        let new = new_snapshot("s", image.len());
+        let ingest = store.begin_ingest(new).await.unwrap();
+        send(&ingest, &cut).await.unwrap();
+        let generation = engine.commit.generation().unwrap();
+        machine.refuse_lookup();
+        let refused = engine.commit.flush(generation).await.unwrap_err();
+        assert!(matches!(refused, Error::Shortage { .. }), "{refused:?}");
+        let lost = ingest.commit(cut.root).await.unwrap_err();
+        assert!(matches!(lost, Error::Dropped), "{lost:?}");
+        drop(ingest);
+        upload(&store, "s", &image).await.unwrap();
+        assert_holds(&store, "s", &image).await;
     });
 }

@@ -2,7 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use parking_lot::Mutex;
@@ -36,6 +40,8 @@ struct PowerlessMeta {
     batches: Mutex<Vec<(Batch, bool)>>,
     /// Looks that are to stop.
     stops: Mutex<Vec<Stop>>,
+    /// The next look-up is refused.
+    refuses_lookup: AtomicBool,
 }
 
 /// A look at all of something, as it is at one moment. A collection looks at the catalog, then at
@@ -83,6 +89,7 @@ impl PowerlessMeta {
             disk: Arc::clone(disk),
             batches: Mutex::default(),
             stops: Mutex::default(),
+            refuses_lookup: AtomicBool::default(),
         }
     }
 
@@ -141,6 +148,13 @@ impl PowerlessMeta {
 
 impl Index for PowerlessMeta {
     fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>> {
+        if self.refuses_lookup.swap(false, Ordering::Relaxed) {
+            return Err(Error::Shortage {
+                verb: "read the index",
+                path: PathBuf::new(),
+                source: std::io::ErrorKind::Other.into(),
+            });
+        }
         self.applied.lookup(names)
     }
     fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
@@ -280,6 +294,11 @@ impl Machine {
             stopped: is_stopped,
             go_on,
         }
+    }
+
+    /// Refuses the next look-up in the index, as if the system was short of something.
+    pub(super) fn refuse_lookup(&self) {
+        self.meta.refuses_lookup.store(true, Ordering::Relaxed);
     }
 
     /// Opens a store in which nothing is damaged.

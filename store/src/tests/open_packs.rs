@@ -77,6 +77,29 @@ fn a_store_of_which_everything_was_deleted_is_nearly_empty() {
     });
 }
 
+/// What an upload has left that was given up is flushed with the seal, by an earlier flush than the
+/// one that tells of it.
+#[test]
+fn an_open_pack_goes_with_what_an_upload_has_left_in_it() {
+    let mut random = Random::new(seed());
+    let machine = Machine::new();
+    let (gone, given_up) = (noise(&mut random, 3 * MIB), noise(&mut random, MIB));
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "gone", &gone).await.unwrap();
+        let cut = cut(&given_up);
+        let ingest = store.begin_ingest(new_snapshot("s", given_up.len())).await;
+        let ingest = ingest.unwrap();
+        send(&ingest, &cut).await.unwrap();
+        drop(ingest);
+        store.delete_snapshot(&"gone".into()).await.unwrap();
+        let report = store.gc_run(GcSettings::default()).await.unwrap();
+        assert!(report.removed_bytes >= 4 * MIB as u64, "{report:?}");
+        // What it left has got rows by then, and is not known to be garbage yet.
+        assert!(pack_bytes(&store).await < 2 * MIB as u64);
+    });
+}
+
 #[test]
 fn the_packs_of_an_upload_under_way_stay_open() {
     let mut random = Random::new(seed());
