@@ -4,8 +4,8 @@
 use std::{future::poll_fn, pin::pin, task::Poll};
 
 use super::{
-    Cut, Random, assert_holds, block_on, cut, incoming, machine::Machine, new_snapshot, random_image, seed, send,
-    upload,
+    Cut, Random, assert_holds, block_on, cut, incoming, machine::Machine, new_snapshot,
+    random_image, seed, send, upload,
 };
 use crate::{Error, Options, Result, Store, limits};
 
