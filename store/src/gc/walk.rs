@@ -115,7 +115,8 @@ pub(super) async fn walk<V: Visitor>(
             level: 0,
             owner,
         });
-        walk.roots(some.collect()).await?;
+        // In a box: the futures of callers would carry room for all of its steps.
+        Box::pin(walk.roots(some.collect())).await?;
     }
     walk.read_leaves().await
 }
