@@ -44,7 +44,7 @@ use crate::{
     engine::{
         DirectoryLock, Reliance, Workers,
         pending::{Fill, Generation, Pending},
-        unindexed::Unindexed,
+        unindexed::{Note, Unindexed},
     },
     failpoints::{Failpoint, reach},
     format::{
