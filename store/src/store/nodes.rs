@@ -122,10 +122,8 @@ impl Store {
     ///
     /// [`Error::Damaged`] if it is; those of reading.
     pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
-        match self.is_known(Name::leaf(id)).await? {
-            true => Ok(Some(self.engine.plain_leaf(id).await?)),
-            false => Ok(None),
-        }
+        self.if_known(Name::leaf(id), self.engine.plain_leaf(id))
+            .await
     }
 
     /// Returns an inner node, if the store has it. Not all that is below it need be there.
@@ -134,10 +132,30 @@ impl Store {
     ///
     /// [`Error::Damaged`] if it is; those of reading.
     pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
-        match self.is_known(Name::inner(id)).await? {
-            true => Ok(Some(self.engine.inner_node(id).await?)),
-            false => Ok(None),
+        self.if_known(Name::inner(id), self.engine.inner_node(id))
+            .await
+    }
+
+    /// What is read of a node, if the store has it.
+    async fn if_known<T>(
+        &self,
+        name: Name,
+        read: impl Future<Output = Result<T>>,
+    ) -> Result<Option<T>> {
+        if !self.is_known(name).await? {
+            return Ok(None);
         }
+        match read.await {
+            // Nobody needed it, and a collection has removed it since.
+            Err(Error::Damaged(_)) if !self.has_row(name).await? => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    async fn has_row(&self, name: Name) -> Result<bool> {
+        let find = move |meta: &dyn Meta| meta.lookup(&[name]);
+        let places = self.engine.meta(Priority::Read, find).await?;
+        Ok(places.iter().any(Option::is_some))
     }
 
     async fn is_known(&self, name: Name) -> Result<bool> {
