@@ -40,7 +40,8 @@
 //!
 //! # Failure
 //!
-//! A run that fails or is stopped leaves its packs condemned, and the next run sweeps these first.
+//! A run that fails or is stopped leaves its packs condemned, and the next run sweeps these first,
+//! but for packs that it only has to drop.
 //! They cannot be acquitted: an ingest may have been told that a name is unknown whose row was kept
 //! in favour of its copy. After a restart nothing is condemned, because nothing relies on anything.
 
@@ -245,7 +246,14 @@ async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettin
     if open.is_empty() {
         return Ok(());
     }
-    let sealed = engine.commit.seal(open).await?;
+    let sealed = match engine.commit.seal(open).await {
+        // Other packs give space back all the same, and these another time.
+        Err(error @ (Error::Full { .. } | Error::Dropped)) => {
+            tracing::warn!(%error, "open packs are not sealed");
+            return Ok(());
+        }
+        sealed => sealed?,
+    };
     for tally in packs.iter_mut().filter(|it| sealed.contains(&it.pack)) {
         tally.sealed = true;
     }
@@ -258,7 +266,7 @@ pub(super) fn reason(text: &str) -> String {
     text.get(..end).unwrap_or_default().to_owned()
 }
 
-/// The plan, behind the packs that an earlier run has left condemned.
+/// The plan, behind the packs that an earlier run has left condemned; before both, what is dropped.
 fn steps(
     engine: &Engine,
     packs: &[PackTally],
@@ -279,20 +287,26 @@ fn steps(
     let free_bytes = engine.space.free_bytes()?;
     let is_new = |it: &PackTally| is_candidate(it) && !condemned.contains(&it.pack);
     steps.extend(plan(packs, free_bytes, settings, is_new));
+    // What needs no space gives some to the others: a full disk, which ended the run before at a
+    // rewrite, would end each at the same.
+    steps.sort_by_key(|step| !matches!(step.action, GcAction::Drop(_)));
     Ok(steps)
 }
 
 /// How many of the steps are done together. What is in a condemned pack is sent again by whoever
-/// stores it, so few are condemned at a time: a slow run would cost space.
+/// stores it, so few are condemned at a time: a slow run would cost space. Drops are done before
+/// anything is copied, which may fail for lack of space.
 fn together(steps: &[GcStep]) -> usize {
     let mut bytes = 0;
     let mut packs = 0;
+    let is_drop = |step: &GcStep| matches!(step.action, GcAction::Drop(_));
+    let first_is_drop = steps.first().is_some_and(is_drop);
     let some = steps.iter().take_while(|step| {
         let fits =
             packs == 0 || packs < limits::GC_CONDEMNED_PACKS && bytes < limits::GC_CONDEMNED_BYTES;
         bytes += step.copied_bytes;
         packs += step.action.packs().count();
-        fits
+        fits && is_drop(step) == first_is_drop
     });
     some.count()
 }

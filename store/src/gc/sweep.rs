@@ -10,9 +10,14 @@
 //!
 //! Rows are moved and removed by comparing: a row that points elsewhere by now stays. Stored bytes
 //! are carried as they are: their checksums and their names are checked, and nothing is unpacked. A
-//! live record that cannot be read keeps its pack where it is.
+//! live record that cannot be read keeps its pack where it is, whether its bytes are others than were
+//! written or the disk gives none. The run goes on with other packs: it would end each run.
 
-use std::{collections::HashMap, io::ErrorKind, sync::Arc};
+use std::{
+    collections::HashMap,
+    io::{self, ErrorKind},
+    sync::Arc,
+};
 
 use super::pace::Pace;
 use crate::{
@@ -159,9 +164,21 @@ impl Sweep {
     ) -> Result<()> {
         let store = Arc::clone(self.packs.store());
         let path = store.path(pack);
-        let file_bytes = store.len_bytes(pack).await;
-        let file_bytes = file_bytes.map_err(|source| Error::io("open", &path, source))?;
-        let scanner = PackScanner::open(&*store, pack).await?;
+        let len_bytes = store.len_bytes(pack).await;
+        let len_bytes = len_bytes.map_err(|source| Error::io("open", &path, source));
+        let opened = match len_bytes {
+            Ok(len_bytes) => PackScanner::open(&*store, pack)
+                .await
+                .map(|it| (len_bytes, it)),
+            Err(error) => Err(error),
+        };
+        let (file_bytes, scanner) = match opened {
+            Err(Error::Io { source, .. }) => {
+                self.keep(unreadable(pack, 0, "pack", &source));
+                return Ok(());
+            }
+            opened => opened?,
+        };
         let Some(footer) = scanner.footer() else {
             let why = "it cannot be read, so the pack is not emptied";
             self.keep(Damage::in_pack(pack, file_bytes, "footer", why));
@@ -230,7 +247,13 @@ impl Sweep {
         let places: Vec<_> = live.iter().map(|(_, place)| *place).collect();
         for span in plan_spans(&places) {
             pace.spend(2 * span.len_bytes as u64).await;
-            let read = self.packs.read_span(&span).await?;
+            let read = match self.packs.read_span(&span).await {
+                Err(ReadError::Other(Error::Io { source, .. })) => {
+                    let damage = unreadable(span.pack, span.offset_bytes, "records", &source);
+                    return Err(Error::from(damage).into());
+                }
+                read => read?,
+            };
             let mut records = Vec::with_capacity(span.members.len());
             let mut bytes = 0;
             for (name, place) in span.members.iter().filter_map(|at| live.get(*at)) {
@@ -348,6 +371,16 @@ impl Sweep {
         tracing::error!(%damage, "a pack with damage stays as it is");
         self.report.kept.push(damage);
     }
+}
+
+/// What the disk does not give. It counts as damage of one pack, for it says nothing of others.
+fn unreadable(pack: PackId, offset_bytes: u64, what: &str, source: &io::Error) -> Damage {
+    Damage::in_pack(
+        pack,
+        offset_bytes,
+        what,
+        format!("it cannot be read: {source}"),
+    )
 }
 
 /// The changes of rows, in batches.

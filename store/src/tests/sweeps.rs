@@ -6,7 +6,9 @@ use std::{collections::HashSet, io::ErrorKind};
 use varve_content::{chunker::End, codec::Codec};
 
 use super::{
-    Random, assert_holds, block_on, cut,
+    Random, assert_holds, block_on,
+    collections::eager,
+    cut,
     machine::{Machine, pack_path},
     new_snapshot, seed, send, upload,
 };
@@ -16,6 +18,7 @@ use crate::{
     format::{Name, PackId, PackKind, PackPhase},
     gc::{Sweep, Swept, pace::Pace},
     io::sim::Call,
+    limits,
     pack::EncodedRecord,
 };
 
@@ -424,6 +427,113 @@ fn a_live_record_that_is_damaged_keeps_its_pack() {
         drop(live);
         let (swept, _) = sweep(&store, &[pack], &HashSet::new()).await.unwrap();
         assert_eq!((swept.packs, &*swept.kept), (1, &[][..]));
+    });
+}
+
+#[test]
+fn a_live_record_that_cannot_be_read_keeps_its_pack() {
+    let machine = machine();
+    let content = image(17, 120);
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        upload(&store, "s", &content).await.unwrap();
+        let live = reached(&store, &["s"]).await;
+        let packs = sealed(&store);
+        let mut chunks = packs.iter().filter(|it| it.kind == PackKind::Chunks);
+        let pack = *chunks.next().unwrap();
+        machine.disk.fail_reads(&pack_path(pack)).unwrap();
+        let (swept, _) = sweep(&store, &packs, &live).await.unwrap();
+        let found = (swept.packs as usize, swept.kept.len());
+        assert_eq!(found, (packs.len() - 1, 1));
+        assert!(has_file(&machine, pack));
+    });
+}
+
+/// The run goes on with other packs, and so does the next one.
+#[test]
+fn a_pack_that_the_disk_does_not_give_stays_and_others_go() {
+    let machine = machine();
+    let contents = [image(15, 120), image(16, 120)];
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        for (name, content) in ["a", "b"].iter().zip(&contents) {
+            upload(&store, name, content).await.unwrap();
+            store.delete_snapshot(&(*name).into()).await.unwrap();
+        }
+        let packs = sealed(&store);
+        let mut chunks = packs.iter().filter(|it| it.kind == PackKind::Chunks);
+        let bad = *chunks.next().unwrap();
+        machine.disk.fail_reads(&pack_path(bad)).unwrap();
+        let report = store.gc_run(GcSettings::default()).await.unwrap();
+        assert!(report.packs_removed as usize >= packs.len() - 1);
+        assert_eq!(report.packs_damaged, 1, "{report:?}");
+        assert!(has_file(&machine, bad));
+        upload(&store, "c", &contents[0]).await.unwrap();
+        assert_holds(&store, "c", &contents[0]).await;
+        let report = store.gc_run(GcSettings::default()).await.unwrap();
+        assert_eq!(report.packs_damaged, 1, "{report:?}");
+    });
+}
+
+/// A rewrite for which there is no space does not hold up what gives space back.
+#[test]
+fn packs_with_nothing_needed_go_first_after_a_run_that_found_the_disk_full() {
+    let machine = machine();
+    let (mixed, kept, deleted) = (image(18, 60), image(19, 60), image(20, 300));
+    let both = [&*mixed, &*kept].concat();
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        upload(&store, "both", &both).await.unwrap();
+        upload(&store, "kept", &kept).await.unwrap();
+        // As a run leaves them that could not copy what is needed.
+        let condemned = store.engine().commit.condemn(sealed(&store)).await;
+        assert_eq!(condemned.unwrap(), []);
+        upload(&store, "deleted", &deleted).await.unwrap();
+        for name in ["both", "deleted"] {
+            store.delete_snapshot(&name.into()).await.unwrap();
+        }
+        machine.disk.set_capacity(Some(1));
+        let before = sealed(&store).len();
+        let refused = store.gc_run(eager()).await;
+        assert!(
+            matches!(refused, Err(Error::Full { .. } | Error::Dropped)),
+            "{refused:?}"
+        );
+        let after = sealed(&store).len();
+        assert!(after < before, "{after} of {before} packs");
+        machine.disk.set_capacity(None);
+        store.gc_run(eager()).await.unwrap();
+        assert!(store.engine().reliance.condemned().is_empty());
+        assert_holds(&store, "kept", &kept).await;
+    });
+}
+
+/// A copy looks for nodes that nobody needs, while a collection removes them.
+#[test]
+fn a_node_that_goes_while_it_is_looked_for_is_not_there() {
+    let mut machine = machine();
+    machine.pack_bytes_max = 12 << 10;
+    let contents: Vec<_> = (0..20).map(|at| image(21 + at, 40)).collect();
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        for (number, content) in contents.iter().enumerate() {
+            let name = format!("s{number}");
+            upload(&store, &name, content).await.unwrap();
+        }
+        let packs = sealed(&store);
+        let leaf = cut(&contents[0]).leaves[0].1.id();
+        let engine = store.engine();
+        let place = engine.meta.lookup(&[Name::leaf(leaf)]).unwrap()[0].unwrap();
+        assert!(packs.contains(&place.pack));
+        // Its read waits until the pack is gone.
+        let budget = limits::READ_BYTES_IN_FLIGHT as u32;
+        let others = engine.budgets.reads.acquire_many(budget).await.unwrap();
+        let (known, ()) = tokio::join!(store.known_leaf(leaf), async {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            sweep(&store, &[place.pack], &HashSet::new()).await.unwrap();
+            drop(others);
+        });
+        assert!(known.unwrap().is_none());
     });
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Faults {
     pub(super) capacity_bytes: Option<u64>,
     /// How many of these calls do not fail, how many fail then, and with what error number.
     pub(super) refused: BTreeMap<Call, (u64, u64, i32)>,
+    /// Number of a file of which nothing can be read.
+    pub(super) unreadable: Option<u64>,
     /// Error number of a rename that is made.
     pub(super) made_rename: Option<i32>,
 }
@@ -105,6 +107,13 @@ impl SimDisk {
     /// Lets the next rename fail with an error number of the system, although it is made.
     pub fn fail_made_rename(&self, errno: i32) {
         self.world.lock().faults.made_rename = Some(errno);
+    }
+
+    /// Lets all reads of a file fail, as on a device with bad sectors.
+    pub fn fail_reads(&self, path: &Path) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.faults.unreadable = Some(world.names.file(path)?);
+        Ok(())
     }
 
     /// Lets writes and syncs of a file wait that begin from now on, after so many that do not.

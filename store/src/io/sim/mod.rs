@@ -35,6 +35,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 pub use self::faults::Call;
 use self::{
@@ -220,6 +221,9 @@ impl SimDisk {
             let mut world = world.lock();
             world.check_power()?;
             world.reads += 1;
+            if world.faults.unreadable == Some(file.simulated_number()?) {
+                return Err(io::Error::from_raw_os_error(Errno::IO.raw_os_error()));
+            }
             let bytes = world.opened(&file)?.read(offset_bytes, len);
             if bytes.len() < len && !may_be_short {
                 return Err(io::ErrorKind::UnexpectedEof.into());
