@@ -94,7 +94,11 @@ impl Collections {
                 outcome = &mut running => break outcome,
                 () = &mut over, if !is_over => {
                     is_over = true;
-                    self.store.gc_stop();
+                    match self.stop.is_cancelled() {
+                        // The next start goes on with it.
+                        true => self.store.gc_end(),
+                        false => self.store.gc_stop(),
+                    }
                 }
             }
         };

@@ -183,7 +183,7 @@ async fn run(
             }
             () = &mut stopping, if !is_stopping => {
                 is_stopping = true;
-                store.gc_stop();
+                store.gc_end();
             }
             () = sleep(limits::GC_PROGRESS_INTERVAL) => {
                 if let Some((_, progress)) = store.gc_status().running {

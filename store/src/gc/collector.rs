@@ -130,6 +130,13 @@ impl Collector {
         }
     }
 
+    /// The same, because the store is about to close: no other begins, and the run under way does
+    /// not count as the last one after a restart.
+    pub(crate) fn end(&self) {
+        self.state.lock().closed = true;
+        self.stop();
+    }
+
     pub(crate) fn status(&self) -> GcStatus {
         let state = self.state.lock();
         let running = state.running.as_ref();
@@ -141,8 +148,7 @@ impl Collector {
 
     /// Stops the run under way, waits for its end, and lets no other begin.
     pub(crate) async fn close(&self) {
-        self.state.lock().closed = true;
-        self.stop();
+        self.end();
         drop(self.running.lock().await);
     }
 }

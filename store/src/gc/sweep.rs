@@ -10,8 +10,8 @@
 //!
 //! Rows are moved and removed by comparing: a row that points elsewhere by now stays. Stored bytes
 //! are carried as they are: their checksums and their names are checked, and nothing is unpacked. A
-//! live record that cannot be read keeps its pack where it is, whether its bytes are others than were
-//! written or the disk gives none. The run goes on with other packs: it would end each run.
+//! live record that cannot be read keeps its pack where it is, whether its bytes are others than
+//! were written or the disk gives none. The run goes on with other packs: it would end each run.
 
 use std::{
     collections::HashMap,

@@ -120,6 +120,12 @@ impl Store {
         self.collector.stop();
     }
 
+    /// The same before the store is closed: no other collection begins, and the next start goes on
+    /// by what came of the one before.
+    pub fn gc_end(&self) {
+        self.collector.end();
+    }
+
     /// The collection under way, and the last one.
     #[must_use]
     pub fn gc_status(&self) -> GcStatus {

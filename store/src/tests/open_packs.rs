@@ -1,11 +1,13 @@
 //! Packs that records are still added to: a collection seals those that are mostly dead, and takes
 //! them too.
 
+use std::num::NonZeroU64;
+
 use super::{
     Random, assert_holds, block_on, cut, machine::Machine, new_snapshot, seed, send, upload,
 };
 use crate::{
-    GcSettings, Store,
+    Error, GcSettings, Store,
     format::{PackKind, PackPhase},
 };
 
@@ -143,6 +145,39 @@ fn the_last_collection_is_known_after_a_restart() {
         last
     });
     let machine = machine.crash(&mut random);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        assert_eq!(store.gc_status().last, Some(before));
+    });
+}
+
+/// A daemon ends the collection before it closes the store.
+#[test]
+fn a_collection_that_ends_with_the_store_does_not_count_after_the_restart() {
+    let mut random = Random::new(seed());
+    let machine = Machine::new();
+    let image = noise(&mut random, 20 * MIB);
+    let before = block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "s", &image).await.unwrap();
+        store.gc_run(GcSettings::default()).await.unwrap();
+        let before = store.gc_status().last.unwrap();
+        let slow = GcSettings {
+            bytes_per_second: NonZeroU64::new(1),
+            ..GcSettings::default()
+        };
+        let (report, ()) = tokio::join!(store.gc_run(slow), async {
+            while store.gc_status().running.is_none() {
+                tokio::task::yield_now().await;
+            }
+            store.gc_end();
+        });
+        assert!(report.unwrap().stopped);
+        let refused = store.gc_run(GcSettings::default()).await;
+        assert!(matches!(refused, Err(Error::Closing)), "{refused:?}");
+        store.close().await.unwrap();
+        before
+    });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         assert_eq!(store.gc_status().last, Some(before));
