@@ -10,7 +10,7 @@
 //! hashed.
 //!
 //! A tear is what a loss of power leaves of writes that were not synced: sectors that were never
-//! written, which read as zeros or are behind the end of the file, and the beginning of a footer.
+//! written, which read as zeros or are behind the end of the file, and parts of a footer.
 //! Other bytes that are not as they were written are damage, wherever they are. A lost sector that
 //! whole records follow can be either: the caller knows what was promised.
 
@@ -25,8 +25,9 @@ use crate::{
     format::{
         FormatError, PackId,
         pack::{
-            FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, PackNonce, RECORD_ALIGN,
-            RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, TRAILER_BYTES, Trailer, decode_footer,
+            FOOTER_ENTRY_BYTES, FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, PackNonce,
+            RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, TRAILER_BYTES, Trailer,
+            decode_footer,
         },
     },
     limits,
@@ -134,6 +135,15 @@ struct Doubtful {
     may_be_tear: bool,
     what: Subject,
     why: String,
+}
+
+/// Returns true if a sector of a footer's entries was never written. Behind the entries are zeros
+/// in any footer.
+fn lacks_entries(footer: &[u8], trailer: &Trailer) -> bool {
+    let entries_len = trailer.records as usize * FOOTER_ENTRY_BYTES;
+    let entries = footer.get(..entries_len).unwrap_or(footer);
+    let mut sectors = entries.chunks(SECTOR_BYTES);
+    sectors.any(|sector| sector.iter().all(|byte| *byte == 0))
 }
 
 impl<'a> PackScanner<'a> {
@@ -305,9 +315,14 @@ impl<'a> PackScanner<'a> {
         let offset_bytes = trailer.footer_offset_bytes;
         let footer_len = usize::try_from(len_bytes - offset_bytes).unwrap_or(usize::MAX);
         let footer = self.bytes(offset_bytes, footer_len).await?;
+        let entries = decode_footer(&footer, &trailer);
+        if entries.is_err() && lacks_entries(&footer, &trailer) {
+            // Of a footer that was being written, the last sector is there, and another is not.
+            return Ok(());
+        }
         self.sealed = true;
         self.end_bytes = offset_bytes;
-        match decode_footer(&footer, &trailer) {
+        match entries {
             Ok(entries) => self.footer = Some(entries),
             Err(why) => self.found.push_back(ScanItem::Damaged {
                 offset_bytes,

@@ -251,3 +251,51 @@ fn of_several_packs_the_newest_is_gone_on_with() {
         );
     });
 }
+
+/// A loss of power while a footer is written leaves any of its sectors. The pack goes on, whichever
+/// they are, and what is not as it was written is damage.
+#[test]
+fn a_torn_footer_is_cut_off_whichever_sectors_are_lost() {
+    const SECTOR: usize = 512;
+    let (pack, whole, end) = {
+        let sim = Sim::new();
+        let (local, writer) = sim.place().writer(limits::PACK_BYTES_MAX);
+        block_on(async {
+            // Their entries take some sectors, and not the whole footer.
+            let _ = writer.append(chunks(0..50, 1)).await.unwrap();
+            let flushed = writer.finish().await.unwrap();
+            let pack = local.list().unwrap()[0];
+            let end = flushed.packs().last().unwrap().indexed_bytes as usize;
+            (pack, sim.0.contents(&Sim::path(pack)).unwrap(), end)
+        })
+    };
+    let entries = 50 * crate::format::pack::FOOTER_ENTRY_BYTES;
+    let scanned = |bytes: &[u8]| {
+        let sim = Sim::new();
+        sim.0.put(&Sim::path(pack), bytes).unwrap();
+        let local = sim.place().local(limits::PACK_BYTES_MAX);
+        let (records, damage, tail) = block_on(scan(&*local, pack));
+        assert_eq!(records.len(), 50);
+        (damage, tail)
+    };
+    for sector in 0..entries.div_ceil(SECTOR) {
+        for count in 1..=entries.div_ceil(SECTOR) - sector {
+            let mut bytes = whole.clone();
+            let at = end + sector * SECTOR;
+            bytes[at..at + count * SECTOR].fill(0);
+            let (damage, tail) = scanned(&bytes);
+            assert_eq!(damage, [], "{count} sectors from {sector} on");
+            let is_cut = matches!(tail, Tail::Torn { at_bytes, .. } if at_bytes == end as u64);
+            assert!(is_cut, "{tail:?}");
+        }
+    }
+    // A byte that changed is no lost sector.
+    for at in [end, end + SECTOR, end + entries - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        let (damage, tail) = scanned(&bytes);
+        assert_eq!(damage.len(), 1);
+        assert!(matches!(tail, Tail::Sealed { .. }), "{tail:?}");
+    }
+    assert_eq!(scanned(&whole).0, []);
+}
