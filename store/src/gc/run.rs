@@ -206,7 +206,12 @@ pub(crate) async fn run(
             .into_iter()
             .filter(|it| condemned.contains(it))
             .collect();
-        let needed = needed(engine, &pace, &packs, live.take(), names_max).await?;
+        let finding = needed(engine, &pace, &packs, live.take(), names_max);
+        let needed = tokio::select! {
+            needed = finding => needed?,
+            // The packs stay condemned, and the next run begins with them.
+            () = watch.stop.wait() => break,
+        };
         for pack in packs {
             if watch.is_stopped() {
                 break;
