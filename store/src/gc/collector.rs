@@ -122,7 +122,7 @@ impl Collector {
         }
     }
 
-    /// Lets the run under way end after the pack at hand, for which it takes no care of its rate any
+    /// Lets the run under way end after the pack at hand, for which its rate does not count any
     /// more.
     pub(crate) fn stop(&self) {
         if let Some(running) = &self.state.lock().running {

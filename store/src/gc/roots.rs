@@ -1,12 +1,13 @@
 //! The roots that content hangs on, and who needs them.
 //!
 //! The catalog is read as it is at one moment, and the pins are looked at from before that moment
-//! until after it. A root whose record is gone at that moment, and which is still in use, was pinned
-//! before the deletion ([`Pins`](crate::engine::Pins) says why). That pin is seen, also if it is
-//! dropped before the catalog is read to its end, in favour of a record that was made meanwhile. A
-//! root that is new in a record made later is the subject of the claim in [`run`](super::run()): it
-//! hangs on content that no collection touches. Were the catalog read page by page, a root could go
-//! from a record whose page is yet to be read to one whose page was read.
+//! until after it. A root whose record is gone at that moment, and which is still in use, was
+//! pinned before the deletion ([`Pins`](crate::engine::Pins) says why). That pin is seen, also if
+//! it is dropped before the catalog is read to its end, in favour of a record that was made
+//! meanwhile. A root that is new in a record made later is the subject of the claim in
+//! [`run`](super::run()): it hangs on content that no collection touches. Were the catalog read
+//! page by page, a root could go from a record whose page is yet to be read to one whose page was
+//! read.
 
 use std::{fmt, ops::ControlFlow, sync::Arc};
 

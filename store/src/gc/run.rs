@@ -13,10 +13,10 @@
 //! *Claim.* Every name that a root reaches, whenever after step 4 a record or a pin names that
 //! root, is marked, or its row does not point into the condemned packs.
 //!
-//! Roots that are seen in step 4 are marked: all that a record names at one moment, and all that are
-//! pinned at that moment, also if the pin is dropped soon after. A root whose record is gone by then
-//! and that is still in use was pinned before its record went ([`pins`](crate::engine)), so its pin
-//! is seen.
+//! Roots that are seen in step 4 are marked: all that a record names at one moment, and all that
+//! are pinned at that moment, also if the pin is dropped soon after. A root whose record is gone by
+//! then and that is still in use was pinned before its record went ([`pins`](crate::engine)), so
+//! its pin is seen.
 //!
 //! A root that is first named later is the work of an ingest. Each name under it is one of these:
 //!
@@ -26,11 +26,12 @@
 //! - *It had a row in a condemned pack.* The ingest was told that the name is unknown, and sent it
 //!   again. Its copy has replaced the row, because a pack stays condemned until it is gone.
 //! - *It had no row.* Its row was made after the ingest had begun, so the row points into a pack at
-//!   or above the floors of the ingest. If the ingest was open in step 2, no such pack is in the
-//!   plan. If it began later, the pack was not sealed when the floors were read, or had records
-//!   without rows, and is not in the plan either. The same holds for a row that a collection has
-//!   moved since the ingest began, in favour of which the ingest's own copy was dropped: packs that
-//!   records are moved into count for the floors of all ingests that begin meanwhile.
+//!   or above the floors of the ingest. If the ingest was open when step 2 read the floors, no such
+//!   pack is in the plan. If it began later, neither: what is in the plan was called sealed by the
+//!   index before, and such a pack has no record without a row, and gets no other. The same holds
+//!   for a row that a collection has moved since the ingest began, in favour of which the ingest's
+//!   own copy was dropped: packs that records are moved into count for the floors of all ingests
+//!   that begin meanwhile.
 //! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that
 //!   root, when a record or another pin named it. If that pin is held at the moment of step 4, the
 //!   root is marked. If it was taken later, by induction over the order of such pins the claim
@@ -179,9 +180,7 @@ pub(crate) async fn run(
     };
     absent::forget(engine, &packs).await?;
     seal(engine, &mut packs, settings).await?;
-    // In this order: an ingest that ends between the two leaves its last records on their way.
     let floors = engine.reliance.floors();
-    let floors = floors.lower(engine.commit.floors());
     let steps = steps(engine, &packs, settings, |it| {
         it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
     })?;

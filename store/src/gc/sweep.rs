@@ -144,8 +144,8 @@ impl Sweep {
     ///
     /// # Errors
     ///
-    /// [`Error::Full`], [`Error::Shortage`], and errors of reading and of making a pack end the run,
-    /// and the store goes on. After a failed write or sync the store writes nothing more.
+    /// [`Error::Full`], [`Error::Shortage`], and errors of reading and of making a pack end the
+    /// run, and the store goes on. After a failed write or sync the store writes nothing more.
     pub(crate) async fn empty(
         &mut self,
         pack: PackId,

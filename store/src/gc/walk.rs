@@ -37,8 +37,8 @@ use crate::{
 
 /// Plain bytes of leaves that one job takes: it marks some thousand chunks in a millisecond.
 const JOB_BYTES: u64 = 128 << 10;
-/// Roots, and inner nodes, that are read together. While their children wait, each of two levels may
-/// have 256 times as many, of some 80 bytes.
+/// Roots, and inner nodes, that are read together. While their children wait, each of two levels
+/// may have 256 times as many, of some 80 bytes.
 const NODES_TOGETHER: usize = 32;
 /// Names that are looked up in one job: it takes a millisecond or two.
 const NAMES_OF_A_JOB: usize = 256;

@@ -380,8 +380,8 @@ fn records_on_their_way_to_the_index_are_at_or_above_the_floors() {
     });
 }
 
-/// A record in a condemned pack is sent again and waits to be indexed, while the collection moves it
-/// into a pack that it began before the upload.
+/// A record in a condemned pack is sent again and waits to be indexed, while the collection moves
+/// it into a pack that it began before the upload.
 #[test]
 fn a_row_that_was_moved_during_an_upload_is_at_or_above_its_floors() {
     let mut machine = machine();

@@ -114,8 +114,8 @@ fn chunks_whose_indexing_is_dropped() {
     });
 }
 
-/// A flush that cannot look up which rows are lost makes no rows. What it had taken is not known any
-/// more, and those who relied on it are told.
+/// A flush that cannot look up which rows are lost makes no rows. What it had taken is not known
+/// any more, and those who relied on it are told.
 #[test]
 fn records_of_a_flush_that_is_refused_are_not_known() {
     let machine = Machine::new();

@@ -183,3 +183,34 @@ fn a_collection_that_ends_with_the_store_does_not_count_after_the_restart() {
         assert_eq!(store.gc_status().last, Some(before));
     });
 }
+
+/// Survivors are in a pack with a higher number than the open one.
+#[test]
+fn survivors_are_collected_though_an_older_pack_is_open() {
+    const KIB: usize = 1 << 10;
+    let mut random = Random::new(seed());
+    let mut machine = Machine::new();
+    machine.pack_bytes_max = MIB as u64;
+    let sizes = [("one", 600 * KIB), ("two", 300 * KIB), ("three", 700 * KIB)];
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let mut kept = Vec::new();
+        for (name, bytes) in sizes {
+            kept = noise(&mut random, bytes);
+            upload(&store, name, &kept).await.unwrap();
+        }
+        assert_eq!(
+            phases(&store, PackKind::Chunks),
+            [PackPhase::Sealed, PackPhase::Open]
+        );
+        // The first pack goes, and then that of its survivors.
+        for name in ["one", "two"] {
+            store.delete_snapshot(&name.into()).await.unwrap();
+            let report = store.gc_run(GcSettings::default()).await.unwrap();
+            assert_eq!(report.packs_removed, 1, "{name}: {report:?}");
+        }
+        assert!(phases(&store, PackKind::Chunks).contains(&PackPhase::Open));
+        assert!(pack_bytes(&store).await < MIB as u64);
+        assert_holds(&store, "three", &kept).await;
+    });
+}
