@@ -48,8 +48,8 @@ pub(super) fn lengthen_log(lab: &Lab, snapshot: &str) {
         };
         last = sequence;
         let puts = record.changes().iter();
-        let puts = puts.filter_map(Change::as_put::<SnapshotRecord>);
-        tagged = puts.filter(|it| it.label() == snapshot).last().or(tagged);
+        let mut puts = puts.filter_map(Change::as_put::<SnapshotRecord>);
+        tagged = puts.rfind(|it| it.label() == snapshot).or(tagged);
     }
     let mut tagged = tagged.expect("a snapshot of that name");
     while log.len() as u64 <= limits::LOG_CHECKPOINT_BYTES {

@@ -25,7 +25,7 @@ const DAYS: u64 = 4;
 const DISK_BYTES: u64 = 512 << 20;
 /// What changes as a whole from day to day, and of how many of these one does. Larger than the
 /// chunks of all contenders, so that all have about the same to give back.
-const EXTENT_BYTES: u64 = 8 << 20;
+const EXTENT_BYTES: usize = 8 << 20;
 const CHANGED_ONE_IN: u64 = 3;
 /// Dead percent of a pack that is worth a rewrite: borg's own threshold for its segments.
 const DEAD_PERCENT: &str = "10";
@@ -52,7 +52,7 @@ impl Disk {
         let path = &self.path;
         let writing = || format!("write {}", path.display());
         let file = File::options().write(true).open(path).during(writing)?;
-        let mut extent = vec![0; EXTENT_BYTES as usize];
+        let mut extent = vec![0; EXTENT_BYTES];
         for offset in (0..DISK_BYTES).step_by(extent.len()) {
             if self.random.one_in(one_in) {
                 self.random.fill(&mut extent);
