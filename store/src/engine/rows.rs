@@ -1,13 +1,13 @@
 //! Rows of the index: which new ones are made, and which the collector moves and removes. All of it
 //! is done while nobody else makes rows.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{Commit, Floors, HeldPack};
 use crate::{
     Error, Result,
     format::{LastRun, PackId, PackPhase},
-    meta::Batch,
+    meta::{Batch, Meta},
     pack::{PackWriter, PlacedRecord},
 };
 
@@ -104,13 +104,13 @@ impl Commit {
             }
             commit.relocated(applied)?;
             // Asked, for either flush may have sealed them, and so may somebody before.
-            let states = commit.ask(|meta| meta.pack_states()).await?;
-            let sealed = states
-                .iter()
-                .filter(|state| state.phase == PackPhase::Sealed);
-            let sealed: HashSet<_> = sealed.map(|state| state.pack).collect();
-            let is_sealed = |pack: &PackId| sealed.contains(pack);
-            Ok(packs.into_iter().filter(is_sealed).collect())
+            let sealed = move |meta: &dyn Meta| {
+                let states = packs.into_iter().map(|pack| meta.pack_state(pack));
+                let states = states.collect::<Result<Vec<_>>>()?.into_iter().flatten();
+                let sealed = states.filter(|state| state.phase == PackPhase::Sealed);
+                Ok(sealed.map(|state| state.pack).collect())
+            };
+            commit.ask(sealed).await
         })
         .await
     }
