@@ -495,7 +495,7 @@ impl Commit {
         batch.packs(&*states);
         // What the index has no space for is in packs, and counts as lost all the same: it is sent
         // again.
-        self.written(self.apply(batch, sync).await)?;
+        self.flushed(self.apply(batch, sync).await)?;
         reach(Failpoint::GroupIndexed);
         let mut pending = self.pending.write();
         for record in chunks.iter().chain(&nodes) {
@@ -517,9 +517,9 @@ impl Commit {
         let Some(appended) = appended else {
             return Ok(Vec::new());
         };
-        let flushed = self.written(writer.flush().await)?;
+        let flushed = self.flushed(writer.flush().await)?;
         states.extend_from_slice(flushed.packs());
-        self.written(flushed.settle(appended).map_err(Error::from))
+        self.flushed(flushed.settle(appended).map_err(Error::from))
     }
 
     pub(super) async fn ask<T, F>(&self, ask: F) -> Result<T>
@@ -602,9 +602,23 @@ impl Commit {
     /// Handles the outcome of a write or sync: a full disk drops what was pending, any other
     /// failure stops the store.
     pub(super) fn written<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Full { .. } | Error::Dropped) = &result {
+            self.drop_pending();
+        }
+        self.flushed(result)
+    }
+
+    /// The same for a step of a flush, which drops what is pending itself, whatever has failed.
+    fn flushed<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
-            Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
-            Err(Error::Full { .. } | Error::Dropped) => self.drop_pending(),
+            Ok(_)
+            | Err(
+                Error::Closing
+                | Error::Limit(_)
+                | Error::Shortage { .. }
+                | Error::Full { .. }
+                | Error::Dropped,
+            ) => {}
             Err(error) => self.poison(error),
         }
         result

@@ -341,13 +341,8 @@ impl Engine {
         if let Some(located) = self.cache.leaf(name) {
             return Ok(Arc::clone(located.leaf()));
         }
-        self.load_plain_leaf(&self.packs, id).await.map(Arc::new)
-    }
-
-    /// A leaf from its pack, without the places of its chunks.
-    pub(crate) async fn load_plain_leaf(&self, packs: &PackReader, id: NodeId) -> Result<Leaf> {
-        self.decoded(packs, Name::leaf(id), None, Leaf::decode)
-            .await
+        let leaf = self.load_node(&self.packs, name, Leaf::decode).await;
+        leaf.map(Arc::new)
     }
 
     /// A leaf, from the cache or its pack.
@@ -358,7 +353,8 @@ impl Engine {
 
     /// A leaf from its pack.
     pub(crate) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
-        self.load_plain_leaf(packs, id).await.map(LocatedLeaf::new)
+        let leaf = self.load_node(packs, Name::leaf(id), Leaf::decode).await;
+        leaf.map(LocatedLeaf::new)
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
@@ -368,25 +364,14 @@ impl Engine {
     /// An inner node, from the cache or its pack.
     async fn located_inner(&self, id: NodeId) -> Result<Arc<LocatedInner>> {
         let load = || async {
-            let inner = self.load_inner(&self.packs, id).await?;
-            Ok(LocatedInner::new(inner))
+            let inner = self.load_node(&self.packs, Name::inner(id), InnerNode::decode);
+            Ok(LocatedInner::new(inner.await?))
         };
         self.cache.inner_or(Name::inner(id), load).await
     }
 
-    /// An inner node from its pack.
-    pub(crate) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
-        self.decoded(packs, Name::inner(id), None, InnerNode::decode)
-            .await
-    }
-
     pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
-        self.load_root(&self.packs, id).await
-    }
-
-    /// A root from its pack.
-    pub(crate) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
-        self.decoded(packs, Name::root(id), None, Root::decode)
+        self.load_node(&self.packs, Name::root(id), Root::decode)
             .await
     }
 
@@ -414,7 +399,10 @@ impl Engine {
         loop {
             let (place, hints) = match hinted.take() {
                 Some((place, hints)) => (place, Some(hints)),
-                None => (self.look_up(name).await?, None),
+                None => {
+                    let place = self.place(name).await?;
+                    (place.ok_or_else(|| Damage::missing(name))?, None)
+                }
             };
             if let Some((there, gone)) = gone
                 && (there == place || moves > PACK_MOVES_MAX)
@@ -440,12 +428,11 @@ impl Engine {
         }
     }
 
-    /// Where a node is by the index.
-    async fn look_up(&self, name: Name) -> Result<Location> {
+    /// Where a record is by the index.
+    pub(crate) async fn place(&self, name: Name) -> Result<Option<Location>> {
         let ask = move |meta: &dyn Meta| meta.lookup(&[name]);
         let places = self.meta(Priority::Read, ask).await?;
-        let place = places.into_iter().next().flatten();
-        place.ok_or_else(|| Damage::missing(name).into())
+        Ok(places.into_iter().next().flatten())
     }
 
     /// The encoding of a node, checked against its id.

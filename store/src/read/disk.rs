@@ -11,6 +11,7 @@ use super::{ContentReader, Segment};
 use crate::{
     Error, Result,
     engine::{CheckedChunk, Engine},
+    format::Name,
     pack::PackReader,
 };
 
@@ -31,7 +32,9 @@ impl DiskSource {
     }
 
     pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
-        self.engine.load_root(&self.packs, id).await
+        self.engine
+            .load_node(&self.packs, Name::root(id), Root::decode)
+            .await
     }
 
     /// A segment, by its leaf.
@@ -58,11 +61,16 @@ impl NodeSource for DiskSource {
     type Error = Error;
 
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        let leaf = self.engine.load_plain_leaf(&self.packs, id).await;
-        leaf.map(Arc::new)
+        let leaf = self
+            .engine
+            .load_node(&self.packs, Name::leaf(id), Leaf::decode);
+        leaf.await.map(Arc::new)
     }
 
     async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
-        self.engine.load_inner(&self.packs, id).await.map(Arc::new)
+        let inner = self
+            .engine
+            .load_node(&self.packs, Name::inner(id), InnerNode::decode);
+        inner.await.map(Arc::new)
     }
 }

@@ -147,25 +147,15 @@ impl Store {
         }
         match read.await {
             // Nobody needed it, and a collection has removed it since.
-            Err(Error::Damaged(_)) if !self.has_row(name).await? => Ok(None),
+            Err(Error::Damaged(_)) if self.engine.place(name).await?.is_none() => Ok(None),
             read => read.map(Some),
         }
     }
 
-    async fn has_row(&self, name: Name) -> Result<bool> {
-        let find = move |meta: &dyn Meta| meta.lookup(&[name]);
-        let places = self.engine.meta(Priority::Read, find).await?;
-        Ok(places.iter().any(Option::is_some))
-    }
-
     async fn is_known(&self, name: Name) -> Result<bool> {
-        let engine = &self.engine;
-        let places = engine
-            .meta(Priority::Read, move |meta| meta.lookup(&[name]))
-            .await?;
-        let mut places = places.into_iter().flatten();
-        let lost = engine.lost.read();
-        Ok(places.any(|place| !lost.hold(&place)))
+        let place = self.engine.place(name).await?;
+        let lost = self.engine.lost.read();
+        Ok(place.is_some_and(|place| !lost.hold(&place)))
     }
 
     async fn check_known(&self, names: Vec<Name>) -> Result<()> {
