@@ -9,6 +9,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use parking_lot::Mutex;
+use varve_content::RootId;
 
 use super::{
     bits::Bits,
@@ -34,6 +35,8 @@ pub(crate) const MARK_BITS: u64 = 1;
 pub(crate) struct Live {
     ranks: Arc<Ranks>,
     marks: Arc<Marks>,
+    /// Roots below which all is marked.
+    roots: HashSet<RootId>,
 }
 
 /// The marks themselves.
@@ -94,23 +97,27 @@ pub(crate) async fn mark(
     let live = Live {
         ranks: Arc::clone(ranks),
         marks: Arc::new(Marks::new(ranks)),
+        roots: HashSet::new(),
     };
     live.and(engine, pace, roots).await
 }
 
 impl Live {
-    /// Marks what more roots reach, too.
+    /// Marks what more roots reach, too. What hangs on a root never changes, so one that was walked
+    /// is not walked again: each group of condemned packs asks for all roots.
     ///
     /// # Errors
     ///
     /// As [`mark`].
     pub(crate) async fn and(
-        self,
+        mut self,
         engine: &Arc<Engine>,
         pace: &Pace,
         roots: &[RootOwner],
     ) -> Result<Self> {
-        walk(engine, &self.ranks, pace, roots, &self.marks).await?;
+        let new = roots.iter().filter(|it| self.roots.insert(it.root));
+        let new: Vec<_> = new.cloned().collect();
+        walk(engine, &self.ranks, pace, &new, &self.marks).await?;
         Ok(self)
     }
 
