@@ -13,7 +13,7 @@ use super::{
     tally::PackTally,
 };
 use crate::{
-    Result,
+    Damage, Result,
     engine::Engine,
     format::{Location, Name, PackId, PackKind},
     meta::{Batch, IndexView},
@@ -61,6 +61,21 @@ pub(super) async fn forget(engine: &Arc<Engine>, packs: &[PackTally]) -> Result<
     let mut lost = engine.lost.write();
     gone.iter().for_each(|pack| lost.forget(*pack));
     Ok(())
+}
+
+/// The damage of packs that have no file, and of which something is needed.
+pub(super) fn missing(packs: &[PackTally]) -> Vec<Damage> {
+    let missing = packs
+        .iter()
+        .filter(|it| it.file_bytes == 0 && it.live.records > 0);
+    let damage = missing.map(|it| {
+        let why = format!(
+            "the file is gone, and {} records in it are live",
+            it.live.records
+        );
+        Damage::in_pack(it.pack, 0, "pack", why)
+    });
+    damage.collect()
 }
 
 /// Some rows that point into packs, and where to look for the others.

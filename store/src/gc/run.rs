@@ -178,6 +178,7 @@ pub(crate) async fn run(
         dead_bytes: sum(|it| it.dead.bytes),
         ..GcReport::default()
     };
+    let missing = absent::missing(&packs);
     absent::forget(engine, &packs).await?;
     seal(engine, &mut packs, settings).await?;
     let floors = engine.reliance.floors();
@@ -233,8 +234,9 @@ pub(crate) async fn run(
     report.packs_removed = swept.packs;
     report.removed_bytes = swept.removed_bytes;
     report.copied_bytes = swept.copied_bytes;
-    report.packs_damaged = swept.kept.len() as u64;
-    let damage = swept.kept.iter().take(limits::GC_REASONS_MAX);
+    let damage: Vec<_> = missing.into_iter().chain(swept.kept).collect();
+    report.packs_damaged = damage.len() as u64;
+    let damage = damage.iter().take(limits::GC_REASONS_MAX);
     report.damage = damage.map(|it| reason(&it.to_string())).collect();
     Ok(report)
 }

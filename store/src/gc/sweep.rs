@@ -8,6 +8,9 @@
 //! | 4 | the files are removed | states of packs without a file, which the next start forgets |
 //! | 5 | the states of the packs go | nothing |
 //!
+//! The footer of a pack says which records it has. If that is damaged, all of the index is looked
+//! through for rows that point into the pack.
+//!
 //! Rows are moved and removed by comparing: a row that points elsewhere by now stays. Stored bytes
 //! are carried as they are: their checksums and their names are checked, and nothing is unpacked. A
 //! live record that cannot be read keeps its pack where it is, whether its bytes are others than
@@ -16,10 +19,11 @@
 use std::{
     collections::HashMap,
     io::{self, ErrorKind},
+    ops::ControlFlow,
     sync::Arc,
 };
 
-use super::pace::Pace;
+use super::{look::look, pace::Pace};
 use crate::{
     Damage, Error, Result,
     engine::{Engine, Moving, Priority},
@@ -179,16 +183,16 @@ impl Sweep {
             }
             opened => opened?,
         };
-        let Some(footer) = scanner.footer() else {
-            let why = "it cannot be read, so the pack is not emptied";
-            self.keep(Damage::in_pack(pack, file_bytes, "footer", why));
-            return Ok(());
-        };
-        let names: Vec<_> = footer
-            .iter()
-            .map(|entry| (entry.name(), entry.offset_bytes))
-            .collect();
+        let listed = scanner.footer().map(|footer| {
+            let entries = footer.iter();
+            let listed = entries.map(|entry| (entry.name(), entry.offset_bytes));
+            listed.collect::<Vec<_>>()
+        });
         drop(scanner);
+        let names = match listed {
+            Some(names) => names,
+            None => indexed(&self.engine, pack).await?,
+        };
         let rows = self.rows(pack, names, is_live).await?;
         match self.copy(&rows.live, pace).await {
             Ok(()) => {}
@@ -371,6 +375,24 @@ impl Sweep {
         tracing::error!(%damage, "a pack with damage stays as it is");
         self.report.kept.push(damage);
     }
+}
+
+/// The records of a pack that have a row, and their offsets. The index gets no other row into a
+/// condemned pack.
+async fn indexed(engine: &Arc<Engine>, pack: PackId) -> Result<Vec<(Name, u64)>> {
+    tracing::warn!(%pack, "the footer cannot be read: the index says what the pack has");
+    look(engine, move |view, wanted| {
+        let mut names = Vec::new();
+        let mut row = |name, place: Location| {
+            if place.pack == pack {
+                names.push((name, place.offset_bytes));
+            }
+            ControlFlow::Continue(())
+        };
+        wanted.scan(view, pack.kind, &[0; 32], &mut row)?;
+        Ok(names)
+    })
+    .await
 }
 
 /// What the disk does not give. It counts as damage of one pack, for it says nothing of others.

@@ -449,6 +449,70 @@ fn a_live_record_that_cannot_be_read_keeps_its_pack() {
     });
 }
 
+/// The index tells what it has.
+#[test]
+fn a_pack_with_a_damaged_footer_is_emptied_as_others_are() {
+    for has_live in [true, false] {
+        let machine = machine();
+        let content = image(18, 120);
+        let pack = block_on(async {
+            let store = machine.open_undamaged().await;
+            upload(&store, "s", &content).await.unwrap();
+            store.close().await.unwrap();
+            let mut packs = sealed(&store).into_iter();
+            packs.find(|it| it.kind == PackKind::Chunks).unwrap()
+        });
+        let path = pack_path(pack);
+        let len_bytes = machine.disk.contents(&path).unwrap().len() as u64;
+        machine.disk.flip(&path, len_bytes - 20, 4).unwrap();
+        block_on(async {
+            let store = machine.open_undamaged().await;
+            let live = match has_live {
+                true => reached(&store, &["s"]).await,
+                false => HashSet::new(),
+            };
+            if !has_live {
+                store.delete_snapshot(&"s".into()).await.unwrap();
+            }
+            let (swept, _) = sweep(&store, &[pack], &live).await.unwrap();
+            assert_eq!((swept.packs, &*swept.kept), (1, &[][..]));
+            assert_eq!(swept.copied_bytes > 0, has_live);
+            assert!(!has_file(&machine, pack));
+            store.close().await.unwrap();
+        });
+        block_on(async {
+            let store = machine.open_undamaged().await;
+            match has_live {
+                true => assert_holds(&store, "s", &content).await,
+                false => {
+                    upload(&store, "again", &content).await.unwrap();
+                    assert_holds(&store, "again", &content).await;
+                }
+            }
+        });
+    }
+}
+
+/// Nobody else looks for it before it is read.
+#[test]
+fn a_collection_tells_of_a_pack_whose_file_is_gone() {
+    let machine = machine();
+    let content = image(19, 120);
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        upload(&store, "s", &content).await.unwrap();
+        let mut packs = sealed(&store).into_iter();
+        let pack = packs.find(|it| it.kind == PackKind::Chunks).unwrap();
+        let files = std::sync::Arc::clone(store.engine().packs.store());
+        files.delete(pack).await.unwrap();
+        let report = store.gc_run(GcSettings::default()).await.unwrap();
+        assert_eq!(report.packs_damaged, 1, "{report:?}");
+        let told = &report.damage[0];
+        assert!(told.contains(&format!("pack {pack}")), "{told}");
+        assert!(told.contains("the file is gone"), "{told}");
+    });
+}
+
 /// The run goes on with other packs, and so does the next one.
 #[test]
 fn a_pack_that_the_disk_does_not_give_stays_and_others_go() {
