@@ -4,7 +4,7 @@
 
 mod due;
 
-use std::{num::NonZeroU64, path::PathBuf, pin::pin, time::Duration};
+use std::{path::PathBuf, pin::pin, time::Duration};
 
 use jiff::Zoned;
 use rustix::fs::statvfs;
@@ -80,9 +80,7 @@ impl Collections {
         info!(
             ?reason,
             free_bytes = moment.free_bytes,
-            rewrite_dead_percent = settings.rewrite_dead_percent,
-            bytes_per_second = settings.bytes_per_second.map_or(0, NonZeroU64::get),
-            "garbage collection begins"
+            "garbage collection is due"
         );
         let begun = tokio::time::Instant::now();
         let mut running = pin!(self.store.gc_run(settings));

@@ -1,6 +1,6 @@
 //! The collector of a store: one run at a time.
 
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
@@ -82,6 +82,11 @@ impl Collector {
                 watch: Arc::clone(&watch),
             });
         }
+        tracing::info!(
+            rewrite_dead_percent = settings.rewrite_dead_percent,
+            bytes_per_second = settings.bytes_per_second.map_or(0, NonZeroU64::get),
+            "garbage collection begins"
+        );
         let ending = Ending(Arc::clone(self));
         #[expect(
             clippy::disallowed_methods,
