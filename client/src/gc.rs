@@ -300,12 +300,13 @@ impl Client {
     }
 
     /// Returns what a collection would do now. The daemon looks at the content of all snapshots and
-    /// volumes for it.
+    /// volumes for it, at its own rate: that of the options does not count.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for an option that is not valid, [`ErrorKind::Damaged`] if a tree
-    /// node cannot be read; errors of the connection.
+    /// [`ErrorKind::Invalid`] for an option that is not valid, [`ErrorKind::Conflict`] if a
+    /// collection is running, [`ErrorKind::Damaged`] if a tree node cannot be read; errors of the
+    /// connection.
     pub async fn plan_gc(&self, options: GcOptions) -> Result<GcPlan> {
         const WHAT: &str = "plan a garbage collection";
         let request = v1::PlanGcRequest {

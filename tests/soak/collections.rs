@@ -17,7 +17,7 @@ pub(super) fn actor<'a>(
 ) -> Box<dyn FnMut() + Send + 'a> {
     Box::new(move || {
         let done = match random.within(0..8) {
-            0 => look(store, &["du", "--all"]),
+            0 => look(store, &["du"]),
             1 => look(store, &["gc", "plan", "--dead", "1"]),
             2 => estimate(store, &mut random),
             3 => stop(store, &world.counts, &mut random),

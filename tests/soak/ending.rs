@@ -134,7 +134,7 @@ fn check_sums(store: &Store) {
     let status = store.tell(["status"]);
     let plan = store.tell(["gc", "plan", "--dead", "1"]);
     let usage = &plan["usage"];
-    let du = store.tell(["du", "--all"]);
+    let du = store.tell(["du"]);
     let names = store.model.all();
     let all = ["snapshot", "delete", "--dry-run"].into_iter();
     let estimate = store.tell(all.chain(names.keys().map(String::as_str)));

@@ -4,7 +4,7 @@ use clap::Args;
 use futures::TryStreamExt as _;
 use serde::Serialize;
 use varve_client::{
-    Client, Error, ErrorKind, Snapshot, SnapshotFilter, USAGE_RECORDS_MAX, Usage, Volume,
+    Client, Error, ErrorKind, Snapshot, SnapshotFilter, USAGE_RECORDS_MAX, Usage, Usages, Volume,
     VolumeFilter,
 };
 
@@ -13,6 +13,9 @@ use crate::{
     exit::Failure,
     output::{self, Output},
 };
+
+/// How often all snapshots and volumes are listed, if some go meanwhile.
+const LISTS_MAX: u32 = 5;
 
 /// Arguments of `du`.
 #[derive(Debug, Args)]
@@ -25,11 +28,9 @@ The daemon looks at the content of all snapshots and volumes, which takes minute
 store.")]
 pub(crate) struct Du {
     /// Names or ids of snapshots and volumes; snapshot/NAME or volume/NAME if both have the name
-    #[arg(value_name = "SNAPSHOT|VOLUME", required_unless_present = "all")]
+    /// [default: all of them]
+    #[arg(value_name = "SNAPSHOT|VOLUME")]
     names: Vec<String>,
-    /// Show all snapshots and volumes
-    #[arg(long, conflicts_with = "names")]
-    all: bool,
     /// Leave out shared bytes, which is faster
     #[arg(long)]
     exclusive: bool,
@@ -95,21 +96,15 @@ impl From<Volume> for Record {
 impl Du {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
-        let (snapshots, volumes) = match self.all {
-            true => all(&client).await?,
-            false => self.named(&client, options).await?,
-        };
-        if snapshots.len() + volumes.len() > USAGE_RECORDS_MAX {
-            let why = format!(
-                "{} snapshots and volumes, at most {USAGE_RECORDS_MAX} are counted at one time",
-                snapshots.len() + volumes.len()
-            );
-            return Err(Failure::usage("show what is taken", why));
-        }
-        let ids = |records: &[Record]| records.iter().map(|it| it.id.clone()).collect();
         let with_shared = !self.exclusive;
-        let usages = client.usage(ids(&snapshots), ids(&volumes), with_shared);
-        let usages = usages.await?;
+        let (snapshots, volumes, usages) = match self.names.is_empty() {
+            true => count_all(&client, with_shared).await?,
+            false => {
+                let (snapshots, volumes) = self.named(&client, options).await?;
+                let usages = count(&client, &snapshots, &volumes, with_shared).await?;
+                (snapshots, volumes, usages)
+            }
+        };
         let snapshots = snapshots.iter().zip(&usages.snapshots);
         let volumes = volumes.iter().zip(&usages.volumes);
         if options.output == Output::Json {
@@ -158,6 +153,43 @@ impl Du {
             volumes.extend(volume.map(Record::from));
         }
         Ok((snapshots, volumes))
+    }
+}
+
+/// What these take.
+async fn count(
+    client: &Client,
+    snapshots: &[Record],
+    volumes: &[Record],
+    with_shared: bool,
+) -> Result<Usages, Failure> {
+    if snapshots.len() + volumes.len() > USAGE_RECORDS_MAX {
+        let why = format!(
+            "{} snapshots and volumes, at most {USAGE_RECORDS_MAX} are counted at one time",
+            snapshots.len() + volumes.len()
+        );
+        return Err(Failure::usage("show what is taken", why));
+    }
+    let ids = |records: &[Record]| records.iter().map(|it| it.id.clone()).collect();
+    Ok(client
+        .usage(ids(snapshots), ids(volumes), with_shared)
+        .await?)
+}
+
+/// What all snapshots and volumes take. One that goes after it was listed is not asked for again.
+async fn count_all(
+    client: &Client,
+    with_shared: bool,
+) -> Result<(Vec<Record>, Vec<Record>, Usages), Failure> {
+    let mut tries = 0;
+    loop {
+        let (snapshots, volumes) = all(client).await?;
+        tries += 1;
+        match count(client, &snapshots, &volumes, with_shared).await {
+            Err(Failure::Client(error))
+                if error.kind() == ErrorKind::NotFound && tries < LISTS_MAX => {}
+            usages => return Ok((snapshots, volumes, usages?)),
+        }
     }
 }
 

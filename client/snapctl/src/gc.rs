@@ -34,7 +34,7 @@ The collection goes on in the daemon if snapctl is interrupted; `snapctl gc stop
 exit code is 6 if packs stay because live data in them is damaged.")]
     Run(Run),
     /// Show what a collection would do now
-    Plan(How),
+    Plan(Plan),
     /// Show the collection that is running, and the last one
     Status,
     /// End the collection that is running, after the pack at hand; the next one goes on from there
@@ -47,29 +47,29 @@ pub(crate) struct Run {
     /// Show what a collection would do, and collect nothing: the same as gc plan
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    how: How,
-}
-
-/// How a collection goes about its work.
-#[derive(Debug, Args)]
-pub(crate) struct How {
     /// Bytes read and written in a second, at most, as in 100M; none for no limit [default: the
     /// daemon's gc.bytes_per_second]
     #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
     rate: Option<u64>,
+    #[command(flatten)]
+    plan: Plan,
+}
+
+/// Which packs a collection rewrites.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
     /// Rewrite packs of which at least this part is dead, in percent [default: the daemon's
     /// gc.rewrite_dead]
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     dead: Option<u32>,
 }
 
-impl How {
-    fn options(&self) -> GcOptions {
-        GcOptions {
-            rewrite_dead_percent: self.dead,
-            bytes_per_second: self.rate,
-        }
+/// Parses a percentage, with or without its sign.
+fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    match number.parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err("a percentage is from 1 to 100".to_owned()),
     }
 }
 
@@ -242,10 +242,25 @@ impl Gc {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
         match self {
-            Self::Run(Run { dry_run: true, how }) | Self::Plan(how) => {
-                show_plan(&client.plan_gc(how.options()).await?, options)
+            Self::Run(Run {
+                dry_run: true,
+                plan: Plan { dead },
+                ..
+            })
+            | Self::Plan(Plan { dead }) => {
+                let how = GcOptions {
+                    rewrite_dead_percent: dead,
+                    bytes_per_second: None,
+                };
+                show_plan(&client.plan_gc(how).await?, options)
             }
-            Self::Run(Run { how, .. }) => run(&client, how.options(), options).await,
+            Self::Run(Run { rate, plan, .. }) => {
+                let how = GcOptions {
+                    rewrite_dead_percent: plan.dead,
+                    bytes_per_second: rate,
+                };
+                run(&client, how, options).await
+            }
             Self::Status => show_status(&client.gc_status().await?, options),
             Self::Stop => {
                 let status = client.stop_gc().await?;
@@ -320,6 +335,12 @@ fn report_facts(report: &GcReport) -> Vec<(&'static str, String)> {
         let (live, dead) = (report.live_bytes, report.dead_bytes);
         let found = format!("{} live, {} dead", output::size(live), output::size(dead));
         facts.push(("Found", found));
+    }
+    // Without a hint it would seem not to work.
+    let is_kept = report.packs_removed + report.packs_held + report.packs_damaged == 0;
+    if is_kept && report.dead_bytes > 0 && !report.stopped {
+        let why = "not enough of any pack is dead: see --dead of snapctl gc run";
+        facts.push(("Kept", why.to_owned()));
     }
     if report.packs_held > 0 {
         let by = report.held_by.join(", ");
