@@ -157,7 +157,7 @@ pub enum Error {
     },
 
     /// A collection is under way. Wait for its end, or stop it.
-    #[error("a collection is running already: wait until it ends, or stop it")]
+    #[error("a garbage collection is running: wait until it ends, or stop it")]
     Collecting,
 
     /// Another process has the data directory open.

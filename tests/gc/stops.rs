@@ -25,9 +25,24 @@ fn a_collection_that_is_stopped_ends_soon_and_the_next_one_goes_on() {
     delete_two(&lab, "x");
     let running = begin_slow(&lab);
     let refused = lab.snapctl().run(["gc", "run"]).fails(exit::CONFLICT);
-    assert!(refused.contains("a collection is running"), "{refused}");
+    assert!(
+        refused.contains("a garbage collection is running"),
+        "{refused}"
+    );
     let planned = gc(&lab, &["status"]);
     assert!(planned["last"].is_null(), "{planned}");
+    // What would wait for its end is told so.
+    for command in [
+        &["du"][..],
+        &["gc", "plan"],
+        &["snapshot", "delete", "--dry-run", "x-c"],
+    ] {
+        let refused = lab.snapctl().run(command).fails(exit::CONFLICT);
+        assert!(
+            refused.contains("a garbage collection is running"),
+            "{command:?}: {refused}"
+        );
+    }
 
     gc(&lab, &["stop"]);
     let said = running.wait().success().text();

@@ -78,10 +78,14 @@ impl Service {
         .await
     }
 
-    /// What a collection would do now.
+    /// What a collection would do now. A plan is made at the rate of the daemon, whatever the
+    /// choice: the next collection waits for it.
     pub(crate) async fn plan_gc(&self, caller: &Caller, choice: GcChoice) -> Result<GcPlan> {
         self.pass(caller, Action::PlanGc, &[], async {
-            let settings = self.gc_settings(choice)?;
+            let settings = self.gc_settings(GcChoice {
+                bytes_per_second: None,
+                ..choice
+            })?;
             Ok(self.store().gc_plan(&settings).await?)
         })
         .await

@@ -2,13 +2,17 @@
 //!
 //! Each of these looks at all content, which takes minutes in a large store. They run one after the
 //! other, and the cache of reads lends them its memory meanwhile. None of them changes anything,
-//! and each may be given up at any time.
+//! and each may be given up at any time. They wait for each other, but not for a collection, which
+//! may take hours.
 
 use std::collections::HashSet;
 
+use tokio::time::sleep;
+
 use super::Store;
 use crate::{
-    Result,
+    Error, Result,
+    engine::Stocktaking,
     format::{GcReport, SnapshotRecord, VolumeRecord},
     gc::{
         DeleteEstimate, GcPlan, GcSettings, GcStatus, Usage,
@@ -17,6 +21,7 @@ use crate::{
         roots::{self, OwnerId},
         survey::names_of_a_pass,
     },
+    limits,
     meta::{Key, SnapshotKey, VolumeKey},
 };
 
@@ -27,9 +32,11 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound) for a snapshot that is not there;
-    /// [`Error::Damaged`](crate::Error::Damaged) if a tree node of any snapshot or volume cannot be
-    /// read, because the needs of that one are unknown; [`Error::Limit`](crate::Error::Limit) for
-    /// more tree nodes than memory for them; those of reading.
+    /// [`Error::Collecting`](crate::Error::Collecting) if a collection runs for longer than
+    /// [`limits::GC_TURN_WAIT`]; [`Error::Damaged`](crate::Error::Damaged) if a tree node of any
+    /// snapshot or volume cannot be read, because the needs of that one are unknown;
+    /// [`Error::Limit`](crate::Error::Limit) for more tree nodes than memory for them; those of
+    /// reading.
     pub async fn estimate_delete(
         &self,
         snapshots: &[SnapshotKey],
@@ -40,7 +47,7 @@ impl Store {
             let id = self.snapshot(key).await?.id;
             asked.insert(OwnerId::of::<SnapshotRecord>(&id));
         }
-        let _stocktaking = self.engine.take_stock().await;
+        let _stocktaking = self.turn().await?;
         let roots = roots::of_records(&self.engine).await?;
         let is_asked = |root: &roots::RootOwner| {
             let record = root.owner.record();
@@ -78,7 +85,7 @@ impl Store {
             let id = self.engine.find::<VolumeRecord>(Key::clone(key)).await?.id;
             asked.push(OwnerId::of::<VolumeRecord>(&id));
         }
-        let _stocktaking = self.engine.take_stock().await;
+        let _stocktaking = self.turn().await?;
         let roots = roots::of_records(&self.engine).await?;
         let pace = Pace::new(settings.bytes_per_second);
         let names_max = names_of_usage();
@@ -92,11 +99,28 @@ impl Store {
     ///
     /// As of [`estimate_delete`](Self::estimate_delete).
     pub async fn gc_plan(&self, settings: &GcSettings) -> Result<GcPlan> {
-        let _stocktaking = self.engine.take_stock().await;
+        let _stocktaking = self.turn().await?;
         let roots = roots::collect(&self.engine).await?;
         let pace = Pace::new(settings.bytes_per_second);
         let names_max = names_of_a_pass();
         account::plan_now(&self.engine, &pace, &roots, settings, names_max).await
+    }
+
+    /// The turn to take stock of all content, unless a collection has it for long.
+    async fn turn(&self) -> Result<Stocktaking<'_>> {
+        let behind_a_collection = async {
+            loop {
+                sleep(limits::GC_TURN_WAIT).await;
+                if self.collector.status().running.is_some() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            turn = self.engine.take_stock() => Ok(turn),
+            () = behind_a_collection => Err(Error::Collecting),
+        }
     }
 
     /// Collects garbage once: removes packs that hold nothing needed, and copies what is needed out
