@@ -29,7 +29,7 @@ demo: build ## From a Debian image to a booted guest, step by step
 
 test: ## Run all tests
 	@scripts/install-packages build test
-	@scripts/build --workspace --bins
+	@scripts/build --workspace --bins --tests --examples
 	@scripts/make-image base changed
 	@scripts/make-newer
 	@if cargo nextest --version >/dev/null 2>&1; then \
