@@ -77,7 +77,10 @@ pub(crate) fn measure(dir: &Path, delete: bool) -> Result<(), Failure> {
 }
 
 fn started(dir: &Path) -> (Varved, Duration) {
-    let options = Options::new(dir).env("VARVE_CHUNK_CACHE_BYTES", CACHE_BYTES.to_string());
+    let options = Options::new(dir)
+        .env("VARVE_CHUNK_CACHE_BYTES", CACHE_BYTES.to_string())
+        // A plan has the rate of the daemon.
+        .env("VARVE_GC_BYTES_PER_SECOND", "0");
     let begun = Instant::now();
     let varved = options.start();
     (varved, begun.elapsed())

@@ -79,7 +79,7 @@ pub struct GcReport {
     pub packs_held: u64,
     /// The first of that work: snapshots and volumes that are being stored.
     pub held_by: Vec<String>,
-    /// Packs that stay because live records in them are damaged.
+    /// Packs that stay because live records in them are damaged, or whose files are gone.
     pub packs_damaged: u64,
     /// The first of that damage.
     pub damage: Vec<String>,
@@ -327,8 +327,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if one does not exist, [`ErrorKind::Damaged`] if a tree node cannot
-    /// be read; errors of the connection.
+    /// [`ErrorKind::NotFound`] if one does not exist, [`ErrorKind::Conflict`] if a collection is
+    /// running, [`ErrorKind::Damaged`] if a tree node cannot be read; errors of the connection.
     pub async fn estimate_delete(&self, snapshots: Vec<String>) -> Result<DeleteEstimate> {
         let request = v1::EstimateDeleteRequest { snapshots };
         let answer = retry::idempotent(|| {

@@ -122,9 +122,8 @@ pub const GC_READS_IN_FLIGHT: usize = 2;
 pub const GC_CONDEMNED_PACKS: usize = 64;
 /// See [`GC_CONDEMNED_PACKS`].
 pub const GC_CONDEMNED_BYTES: u64 = 512 << 20;
-/// For so long whatever takes stock waits behind a collection. Behind others it waits as long as
-/// they take.
-pub const GC_TURN_WAIT: Duration = Duration::from_secs(5);
+/// What tells how much space something takes may last so long when a collection runs.
+pub const GC_ESTIMATE_TIME: Duration = Duration::from_secs(5);
 /// Reasons that the report of a collection names: who holds packs, and damage.
 pub const GC_REASONS_MAX: usize = 16;
 /// Length of such a reason, and of that of a failure; a longer one is cut.

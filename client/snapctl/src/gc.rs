@@ -20,6 +20,9 @@ use crate::{
 /// The time between two remarks about progress.
 const REMARK_PERIOD: Duration = Duration::from_secs(5);
 
+/// Dead bytes that are worth a remark if none of them went.
+const KEPT_BYTES_MIN: u64 = 1 << 20;
+
 /// Commands of `gc`.
 #[derive(Debug, Subcommand)]
 #[command(after_long_help = "\
@@ -31,7 +34,7 @@ pub(crate) enum Gc {
     /// Collect garbage now, and wait for the end
     #[command(after_long_help = "\
 The collection goes on in the daemon if snapctl is interrupted; `snapctl gc stop` ends it. The \
-exit code is 6 if packs stay because live data in them is damaged.")]
+exit code is 6 if packs stay because live data in them is damaged, or if packs are gone.")]
     Run(Run),
     /// Show what a collection would do now
     Plan(Plan),
@@ -49,7 +52,7 @@ pub(crate) struct Run {
     dry_run: bool,
     /// Bytes read and written in a second, at most, as in 100M; none for no limit [default: the
     /// daemon's gc.bytes_per_second]
-    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate, conflicts_with = "dry_run")]
     rate: Option<u64>,
     #[command(flatten)]
     plan: Plan,
@@ -337,9 +340,9 @@ fn report_facts(report: &GcReport) -> Vec<(&'static str, String)> {
         facts.push(("Found", found));
     }
     // Without a hint it would seem not to work.
-    let is_kept = report.packs_removed + report.packs_held + report.packs_damaged == 0;
-    if is_kept && report.dead_bytes > 0 && !report.stopped {
-        let why = "not enough of any pack is dead: see --dead of snapctl gc run";
+    if report.packs_removed == 0 && report.dead_bytes >= KEPT_BYTES_MIN && !report.stopped {
+        let why = "what is dead in packs of which less is dead than --dead says, or which work \
+                   under way may need";
         facts.push(("Kept", why.to_owned()));
     }
     if report.packs_held > 0 {
@@ -347,7 +350,7 @@ fn report_facts(report: &GcReport) -> Vec<(&'static str, String)> {
         facts.push(("Held", format!("{} packs, by {by}", report.packs_held)));
     }
     if report.packs_damaged > 0 {
-        let packs = format!("{} packs stay as they are", report.packs_damaged);
+        let packs = format!("{} packs with live data", report.packs_damaged);
         facts.push(("DAMAGED", packs));
         facts.extend(report.damage.iter().map(|it| ("Damage", it.clone())));
     }

@@ -57,7 +57,7 @@ impl GcService for GcCalls {
         request: Request<v1::EstimateDeleteRequest>,
     ) -> Result<Response<v1::EstimateDeleteResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
-        let estimate = Box::pin(self.0.estimate_delete(&caller, &request.snapshots));
+        let estimate = self.0.estimate_delete(&caller, &request.snapshots);
         calls::answer(estimate, |it| v1::EstimateDeleteResponse {
             dead_bytes: it.dead_bytes,
             returned_bytes: it.returned_bytes,
@@ -75,7 +75,7 @@ impl GcService for GcCalls {
             volumes,
             with_shared,
         } = request;
-        let usage = Box::pin(self.0.usage(&caller, &snapshots, &volumes, with_shared));
+        let usage = self.0.usage(&caller, &snapshots, &volumes, with_shared);
         calls::answer(usage, |it| v1::GetUsageResponse {
             snapshots: it.snapshots.into_iter().map(convert::usage).collect(),
             volumes: it.volumes.into_iter().map(convert::usage).collect(),

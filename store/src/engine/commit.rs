@@ -610,18 +610,19 @@ impl Commit {
 
     /// The same for a step of a flush, which drops what is pending itself, whatever has failed.
     fn flushed<T>(&self, result: Result<T>) -> Result<T> {
-        match &result {
-            Ok(_)
-            | Err(
+        result.inspect_err(|error| {
+            let passes = matches!(
+                error,
                 Error::Closing
-                | Error::Limit(_)
-                | Error::Shortage { .. }
-                | Error::Full { .. }
-                | Error::Dropped,
-            ) => {}
-            Err(error) => self.poison(error),
-        }
-        result
+                    | Error::Limit(_)
+                    | Error::Shortage { .. }
+                    | Error::Full { .. }
+                    | Error::Dropped
+            );
+            if !passes {
+                self.poison(error);
+            }
+        })
     }
 
     /// Gives up what waits for the index. Ingests under way fail.

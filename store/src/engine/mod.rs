@@ -57,7 +57,7 @@ pub(crate) use self::{
     cache::{Lent, ReadCache},
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, CommitParts, PoisonOnPanic, joined},
-    engine::{Engine, Stocktaking},
+    engine::Engine,
     fetch::{PACK_MOVES_MAX, needed_by, walked},
     located::{LocatedLeaf, plain_bytes},
     lock::DirectoryLock,

@@ -93,7 +93,13 @@ impl Commit {
             // What is appended meanwhile is made durable, too, and waits for its rows.
             let mut states = Vec::new();
             for writer in [&commit.chunks, &commit.nodes] {
-                states.extend_from_slice(commit.written(writer.flush().await)?.packs());
+                match commit.written(writer.flush().await) {
+                    Ok(flushed) => states.extend_from_slice(flushed.packs()),
+                    Err(error) => {
+                        commit.unindexed.hold(states);
+                        return Err(error);
+                    }
+                }
             }
             let told = commit.unindexed.tell(states, &[]);
             let mut batch = Batch::default();

@@ -41,7 +41,7 @@ pub struct GcReport {
     /// Who relies on them: the snapshots and volumes that are being stored. At most
     /// [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
     pub held_by: Vec<String>,
-    /// Packs that stay because needed records in them are damaged.
+    /// Packs that stay because needed records in them are damaged, or whose files are gone.
     pub packs_damaged: u64,
     /// That damage. At most [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
     pub damage: Vec<String>,

@@ -70,7 +70,7 @@ pub(super) fn missing(packs: &[PackTally]) -> Vec<Damage> {
         .filter(|it| it.file_bytes == 0 && it.live.records > 0);
     let damage = missing.map(|it| {
         let why = format!(
-            "the file is gone, and {} records in it are live",
+            "the file is gone or empty, and {} records in it are live",
             it.live.records
         );
         Damage::in_pack(it.pack, 0, "pack", why)

@@ -280,7 +280,10 @@ fn steps(
     is_candidate: impl Fn(&PackTally) -> bool,
 ) -> Result<Vec<GcStep>> {
     let condemned = engine.reliance.condemned();
+    // One with live records and without a file was told of.
+    let is_left = |it: &&PackTally| it.file_bytes > 0 || it.live.records == 0;
     let left = packs.iter().filter(|it| condemned.contains(&it.pack));
+    let left = left.filter(is_left);
     let left = left.map(|it| GcStep {
         action: match it.live.records {
             0 => GcAction::Drop(it.pack),

@@ -9,7 +9,8 @@
 //! | 5 | the states of the packs go | nothing |
 //!
 //! The footer of a pack says which records it has. If that is damaged, all of the index is looked
-//! through for rows that point into the pack.
+//! through for rows that point into the pack. A file without the header of the pack may be another
+//! one, with other content: it stays.
 //!
 //! Rows are moved and removed by comparing: a row that points elsewhere by now stays. Stored bytes
 //! are carried as they are: their checksums and their names are checked, and nothing is unpacked. A
@@ -188,10 +189,16 @@ impl Sweep {
             let listed = entries.map(|entry| (entry.name(), entry.offset_bytes));
             listed.collect::<Vec<_>>()
         });
+        let is_its_own = scanner.has_header();
         drop(scanner);
         let names = match listed {
             Some(names) => names,
-            None => indexed(&self.engine, pack).await?,
+            None if is_its_own => indexed(&self.engine, pack).await?,
+            None => {
+                let why = "neither header nor footer is that of this pack, so it is not emptied";
+                self.keep(Damage::in_pack(pack, 0, "header", why));
+                return Ok(());
+            }
         };
         let rows = self.rows(pack, names, is_live).await?;
         match self.copy(&rows.live, pace).await {

@@ -200,7 +200,7 @@ impl<'a> PackScanner<'a> {
     }
 
     /// Returns true if the pack's header can be read.
-    pub(super) const fn has_header(&self) -> bool {
+    pub(crate) const fn has_header(&self) -> bool {
         self.header.is_some()
     }
 

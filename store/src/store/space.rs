@@ -2,17 +2,16 @@
 //!
 //! Each of these looks at all content, which takes minutes in a large store. They run one after the
 //! other, and the cache of reads lends them its memory meanwhile. None of them changes anything,
-//! and each may be given up at any time. They wait for each other, but not for a collection, which
-//! may take hours.
+//! and each may be given up at any time: when a collection runs, which may take hours and may be
+//! urgent, they end after some seconds.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, future::Future};
 
 use tokio::time::sleep;
 
 use super::Store;
 use crate::{
     Error, Result,
-    engine::Stocktaking,
     format::{GcReport, SnapshotRecord, VolumeRecord},
     gc::{
         DeleteEstimate, GcPlan, GcSettings, GcStatus, Usage,
@@ -32,11 +31,11 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound) for a snapshot that is not there;
-    /// [`Error::Collecting`](crate::Error::Collecting) if a collection runs for longer than
-    /// [`limits::GC_TURN_WAIT`]; [`Error::Damaged`](crate::Error::Damaged) if a tree node of any
-    /// snapshot or volume cannot be read, because the needs of that one are unknown;
-    /// [`Error::Limit`](crate::Error::Limit) for more tree nodes than memory for them; those of
-    /// reading.
+    /// [`Error::Collecting`](crate::Error::Collecting) if it takes longer than
+    /// [`limits::GC_ESTIMATE_TIME`] and a collection runs;
+    /// [`Error::Damaged`](crate::Error::Damaged) if a tree node of any snapshot or volume cannot be
+    /// read, because the needs of that one are unknown; [`Error::Limit`](crate::Error::Limit) for
+    /// more tree nodes than memory for them; those of reading.
     pub async fn estimate_delete(
         &self,
         snapshots: &[SnapshotKey],
@@ -47,17 +46,20 @@ impl Store {
             let id = self.snapshot(key).await?.id;
             asked.insert(OwnerId::of::<SnapshotRecord>(&id));
         }
-        let _stocktaking = self.turn().await?;
-        let roots = roots::of_records(&self.engine).await?;
-        let is_asked = |root: &roots::RootOwner| {
-            let record = root.owner.record();
-            record.is_some_and(|record| asked.contains(record))
+        let work = async {
+            let _stocktaking = self.engine.take_stock().await;
+            let roots = roots::of_records(&self.engine).await?;
+            let is_asked = |root: &roots::RootOwner| {
+                let record = root.owner.record();
+                record.is_some_and(|record| asked.contains(record))
+            };
+            let (gone, kept): (Vec<_>, Vec<_>) = roots.into_iter().partition(is_asked);
+            let pace = Pace::new(settings.bytes_per_second);
+            let roots = (&*kept, &*gone);
+            let names_max = names_of_an_estimate();
+            account::estimate_delete(&self.engine, &pace, roots, settings, names_max).await
         };
-        let (gone, kept): (Vec<_>, Vec<_>) = roots.into_iter().partition(is_asked);
-        let pace = Pace::new(settings.bytes_per_second);
-        let roots = (&*kept, &*gone);
-        let names_max = names_of_an_estimate();
-        account::estimate_delete(&self.engine, &pace, roots, settings, names_max).await
+        self.estimate(Box::pin(work)).await
     }
 
     /// Tells what snapshots and volumes take, first the snapshots and then the volumes, in this
@@ -85,11 +87,14 @@ impl Store {
             let id = self.engine.find::<VolumeRecord>(Key::clone(key)).await?.id;
             asked.push(OwnerId::of::<VolumeRecord>(&id));
         }
-        let _stocktaking = self.turn().await?;
-        let roots = roots::of_records(&self.engine).await?;
-        let pace = Pace::new(settings.bytes_per_second);
-        let names_max = names_of_usage();
-        account::usage(&self.engine, &pace, &roots, &asked, with_shared, names_max).await
+        let work = async {
+            let _stocktaking = self.engine.take_stock().await;
+            let roots = roots::of_records(&self.engine).await?;
+            let pace = Pace::new(settings.bytes_per_second);
+            let names_max = names_of_usage();
+            account::usage(&self.engine, &pace, &roots, &asked, with_shared, names_max).await
+        };
+        self.estimate(Box::pin(work)).await
     }
 
     /// Tells what a collection would do now, if no upload or other work were under way, and what
@@ -99,18 +104,22 @@ impl Store {
     ///
     /// As of [`estimate_delete`](Self::estimate_delete).
     pub async fn gc_plan(&self, settings: &GcSettings) -> Result<GcPlan> {
-        let _stocktaking = self.turn().await?;
-        let roots = roots::collect(&self.engine).await?;
-        let pace = Pace::new(settings.bytes_per_second);
-        let names_max = names_of_a_pass();
-        account::plan_now(&self.engine, &pace, &roots, settings, names_max).await
+        let work = async {
+            let _stocktaking = self.engine.take_stock().await;
+            let roots = roots::collect(&self.engine).await?;
+            let pace = Pace::new(settings.bytes_per_second);
+            let names_max = names_of_a_pass();
+            account::plan_now(&self.engine, &pace, &roots, settings, names_max).await
+        };
+        self.estimate(Box::pin(work)).await
     }
 
-    /// The turn to take stock of all content, unless a collection has it for long.
-    async fn turn(&self) -> Result<Stocktaking<'_>> {
-        let behind_a_collection = async {
+    /// Does work that takes stock of all content, unless a collection runs: neither waits long for
+    /// the other. Callers pass it in a box, or their futures would carry room for all of its steps.
+    pub(crate) async fn estimate<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let collecting = async {
             loop {
-                sleep(limits::GC_TURN_WAIT).await;
+                sleep(limits::GC_ESTIMATE_TIME).await;
                 if self.collector.status().running.is_some() {
                     return;
                 }
@@ -118,8 +127,8 @@ impl Store {
         };
         tokio::select! {
             biased;
-            turn = self.engine.take_stock() => Ok(turn),
-            () = behind_a_collection => Err(Error::Collecting),
+            done = work => done,
+            () = collecting => Err(Error::Collecting),
         }
     }
 

@@ -157,3 +157,21 @@ fn needed_places_of_slices_are_those_of_one_pass() {
         }
     });
 }
+
+#[test]
+fn a_collection_does_not_wait_for_what_takes_long() {
+    let machine = machine();
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        let endless = async {
+            let _stocktaking = store.engine().take_stock().await;
+            std::future::pending::<crate::Result<()>>().await
+        };
+        let run = store.gc_run(GcSettings::default());
+        let (ended, collected) = tokio::join!(store.estimate(endless), run);
+        assert!(matches!(ended, Err(Error::Collecting)));
+        collected.unwrap();
+        // Nor is it a reason to end what comes later.
+        store.gc_plan(&GcSettings::default()).await.unwrap();
+    });
+}
