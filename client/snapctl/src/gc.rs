@@ -340,9 +340,9 @@ fn report_facts(report: &GcReport) -> Vec<(&'static str, String)> {
         facts.push(("Found", found));
     }
     // Without a hint it would seem not to work.
-    if report.packs_removed == 0 && report.dead_bytes >= KEPT_BYTES_MIN && !report.stopped {
-        let why = "what is dead in packs of which less is dead than --dead says, or which work \
-                   under way may need";
+    let is_kept = report.packs_removed + report.packs_held + report.packs_damaged == 0;
+    if is_kept && report.dead_bytes >= KEPT_BYTES_MIN && !report.stopped {
+        let why = "too little of any pack is dead (see --dead), or the disk is too full to rewrite";
         facts.push(("Kept", why.to_owned()));
     }
     if report.packs_held > 0 {

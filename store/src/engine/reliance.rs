@@ -158,6 +158,20 @@ impl Reliance {
         floors.fold(Floors::NONE, Floors::lower)
     }
 
+    /// Those packs that open guards hold back by their floors, each with one of the guards.
+    pub(crate) fn held_back(&self, packs: impl IntoIterator<Item = PackId>) -> Vec<HeldPack> {
+        let state = self.0.lock();
+        let held_back = packs.into_iter().filter_map(|pack| {
+            let mut guards = state.guards.values();
+            let open = guards.find(|open| !open.floors.are_above(pack))?;
+            Some(HeldPack {
+                pack,
+                by: open.label.clone(),
+            })
+        });
+        held_back.collect()
+    }
+
     /// The packs that are condemned.
     pub(crate) fn condemned(&self) -> HashSet<PackId> {
         self.0.lock().condemned.clone()

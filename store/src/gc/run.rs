@@ -55,7 +55,7 @@ use super::{
     account::is_candidate,
     mark::{Live, mark},
     pace::{Pace, Stop},
-    plan::{GcAction, GcSettings, GcStep, plan},
+    plan::{GcAction, GcSettings, GcStep, is_worth_it, plan},
     ranks::Ranks,
     roots,
     survey::{Survey, survey},
@@ -64,7 +64,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::Engine,
+    engine::{Engine, HeldPack},
     failpoints::{Failpoint, reach},
     format::{GcReport, Location, Name, PackId},
     limits,
@@ -185,6 +185,11 @@ pub(crate) async fn run(
     let steps = steps(engine, &packs, settings, |it| {
         it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
     })?;
+    let would_go = packs
+        .iter()
+        .filter(|it| it.file_bytes > 0 && (it.live.records == 0 || is_worth_it(it, settings)));
+    let held_back = engine.reliance.held_back(would_go.map(|it| it.pack));
+    note_held(&mut report, &held_back);
     let planned: usize = steps.iter().map(|step| step.action.packs().count()).sum();
     watch.sweeping(planned as u64);
     let mut sweep = Sweep::new(Arc::clone(engine));
@@ -193,13 +198,7 @@ pub(crate) async fn run(
         let (some, rest) = steps.split_at(together(steps));
         steps = rest;
         let packs: Vec<_> = some.iter().flat_map(|step| step.action.packs()).collect();
-        for held in engine.commit.condemn(packs.clone()).await? {
-            report.packs_held += 1;
-            let by = reason(&held.by);
-            if report.held_by.len() < limits::GC_REASONS_MAX && !report.held_by.contains(&by) {
-                report.held_by.push(by);
-            }
-        }
+        note_held(&mut report, &engine.commit.condemn(packs.clone()).await?);
         reach(Failpoint::GcCondemned);
         let condemned = engine.reliance.condemned();
         let packs: Vec<_> = packs
@@ -264,6 +263,17 @@ async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettin
         tally.sealed = true;
     }
     Ok(())
+}
+
+/// Notes packs that stay because work under way relies on them.
+fn note_held(report: &mut GcReport, held: &[HeldPack]) {
+    report.packs_held += held.len() as u64;
+    for held in held {
+        let by = reason(&held.by);
+        if report.held_by.len() < limits::GC_REASONS_MAX && !report.held_by.contains(&by) {
+            report.held_by.push(by);
+        }
+    }
 }
 
 /// A reason as a report keeps it.

@@ -32,6 +32,31 @@ fn phases(store: &Store, kind: PackKind) -> Vec<PackPhase> {
 }
 
 #[test]
+fn a_pack_that_an_upload_holds_open_is_told_of() {
+    let mut random = Random::new(seed());
+    let machine = Machine::new();
+    let image = noise(&mut random, 3 * MIB);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "gone", &image).await.unwrap();
+        store.delete_snapshot(&"gone".into()).await.unwrap();
+        let other = store
+            .begin_ingest(new_snapshot("other", 4096))
+            .await
+            .unwrap();
+        let settings = GcSettings::default();
+        let report = store.gc_run(settings).await.unwrap();
+        assert_eq!(report.packs_removed, 0);
+        assert!(report.packs_held > 0, "{report:?}");
+        assert_eq!(report.held_by, ["other"]);
+        drop(other);
+        let report = store.gc_run(settings).await.unwrap();
+        assert!(report.packs_removed > 0, "{report:?}");
+        assert_eq!((report.packs_held, &*report.held_by), (0, &[][..]));
+    });
+}
+
+#[test]
 fn a_store_of_which_everything_was_deleted_is_nearly_empty() {
     let mut random = Random::new(seed());
     let mut machine = Machine::new();
