@@ -1,10 +1,10 @@
-//! Packs that are gone without the index knowing it.
+//! Packs that are gone though the index still has them.
 //!
-//! RocksDB loses the end of its log where that is damaged, and then says what it said before a
-//! collection: that there are packs which the collection has removed. A start finds the records
-//! that were moved in the packs of survivors, and gives them rows there. What is left are rows of
-//! records that nobody needed, and states of packs without a file, which each start would report as
-//! damage. A pack of which something is needed stays reported.
+//! RocksDB loses the end of its log where that is damaged, and then has the state from before a
+//! collection, with packs that the collection has removed. A start finds the moved records in the
+//! packs of survivors, and gives them rows there. That leaves rows of records that nobody needed,
+//! and states of packs without a file, which each start would report as damage. A pack with needed
+//! records stays reported.
 
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
@@ -78,7 +78,7 @@ pub(super) fn missing(packs: &[PackTally]) -> Vec<Damage> {
     damage.collect()
 }
 
-/// Some rows that point into packs, and where to look for the others.
+/// Returns some rows that point into `packs`, and the name from which to look for the rest.
 async fn rows(
     engine: &Arc<Engine>,
     packs: &Arc<BTreeSet<PackId>>,

@@ -1,4 +1,4 @@
-//! How much space something takes, and what its deletion gives back.
+//! The space that snapshots, volumes and the store take, and the space that a deletion gives back.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,34 +29,34 @@ use crate::{
     meta::{Filter, Meta, Records as _},
 };
 
-/// What the deletion of snapshots gives back.
+/// The space that the deletion of snapshots gives back.
 #[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
 pub struct DeleteEstimate {
     /// Bytes of records, as they are stored, that nothing else needs. Several snapshots are counted
-    /// together: what only they share is among these bytes.
+    /// together: records that only they share are included.
     pub dead_bytes: u64,
-    /// Bytes by which the files of the store become shorter when the next collection runs after the
-    /// deletion, beyond those without it.
+    /// Bytes by which the next collection shrinks the store's files after the deletion, beyond
+    /// those that it would give back anyway.
     pub returned_bytes: u64,
 }
 
-/// What a snapshot, or the base of a volume, takes in packs.
+/// The space that a snapshot, or the base of a volume, takes in packs.
 #[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of records, as they are stored, that nothing else needs: what its deletion gives back.
+    /// Bytes of records, as they are stored, that nothing else needs: its deletion gives them back.
     pub exclusive_bytes: u64,
     /// Bytes of records, as they are stored, that something else needs, too. `None` if not asked
     /// for.
     pub shared_bytes: Option<u64>,
 }
 
-/// What the whole store takes. The ratio of `data_bytes` to `unique_bytes` is what deduplication
-/// saves, that of `unique_bytes` to `live_bytes` is what compression saves.
+/// The space that the whole store takes. The ratio of `data_bytes` to `unique_bytes` shows what
+/// deduplication saves, that of `unique_bytes` to `live_bytes` what compression saves.
 #[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
 pub struct StoreUsage {
-    /// Sum of the sizes of all snapshots, in bytes; 2^64 - 1 where it is more.
+    /// Sum of the sizes of all snapshots, in bytes; at most 2^64 - 1.
     pub logical_bytes: u64,
-    /// Sum of what the completed snapshots hold, in bytes: their sizes without holes.
+    /// Sum of the data of the completed snapshots, in bytes: their sizes without holes.
     pub data_bytes: u64,
     /// Plain bytes of the chunks that are needed, each counted once.
     pub unique_bytes: u64,
@@ -68,17 +68,17 @@ pub struct StoreUsage {
     pub file_bytes: u64,
 }
 
-/// What a collection would do now.
+/// The plan of a collection that would run now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GcPlan {
     /// Its steps, in their order.
     pub steps: Vec<GcStep>,
-    /// What the store takes before.
+    /// The space that the store takes before the collection.
     pub usage: StoreUsage,
     /// Free bytes of the file system.
     pub free_bytes: u64,
-    /// How often all leaves of all trees were read to find that out: once, unless there are more
-    /// names than memory for them.
+    /// Number of passes over all leaves of all trees: one, unless there are more names than memory
+    /// for them.
     pub passes: u32,
 }
 
@@ -136,19 +136,19 @@ async fn data_bytes(engine: &Engine) -> Result<u64> {
     Ok(sum)
 }
 
-/// Bits that an estimate takes for each name: needed by others, and by what is deleted.
+/// Bits of an estimate for each name: needed by others, and needed by the deleted snapshots.
 const ESTIMATE_BITS: u64 = 2 * MARK_BITS;
 /// Owners whose shared bytes are counted together: one bit for each.
 const OWNERS_COUNTED: usize = 16;
 /// Bits that [`Owners`] take for each name.
 const OWNER_BITS: u64 = OWNERS_COUNTED as u64;
 
-/// Names that one pass of an estimate takes.
+/// Number of names in one pass of an estimate.
 pub(crate) const fn names_of_an_estimate() -> u64 {
     names_max(ESTIMATE_BITS)
 }
 
-/// Names that one pass over owners takes.
+/// Number of names in one pass over owners.
 pub(crate) const fn names_of_usage() -> u64 {
     names_max(OWNER_BITS)
 }
@@ -161,7 +161,7 @@ struct Only {
 
 impl Visitor for Only {
     fn node(&self, node: Reached<'_>) -> bool {
-        // Everything under a node that others need, they need, too.
+        // Others that need a node need everything under it.
         !self.others.has(node) && self.own.node(node)
     }
 
@@ -172,8 +172,8 @@ impl Visitor for Only {
     }
 }
 
-/// Estimates what remains to collect if `gone` are no roots any more, beside those that `kept`
-/// are. Both are roots of records: readers do not keep content for long.
+/// Estimates what there is to collect if the roots `gone` go and the roots `kept` stay. Both are
+/// roots of records: readers do not keep content for long.
 ///
 /// # Errors
 ///
@@ -233,19 +233,19 @@ fn live_bytes(tallies: &[PackTally]) -> u64 {
     tallies.iter().map(|it| it.live.bytes).sum()
 }
 
-/// Bytes by which steps make the files shorter.
+/// Bytes by which steps shrink the files.
 fn net_bytes(steps: &[GcStep]) -> u64 {
     let sum = |of: fn(&GcStep) -> u64| steps.iter().map(of).sum::<u64>();
     sum(|step| step.returned_bytes).saturating_sub(sum(|step| step.copied_bytes))
 }
 
-/// Whether a collection may take a pack if no work is under way: it is there, and it is sealed, or
-/// worth it.
+/// Returns true if a collection may take a pack while no work is under way: its file is there, and
+/// it is sealed or worth a rewrite.
 pub(crate) fn is_candidate(tally: &PackTally, settings: &GcSettings) -> bool {
     tally.file_bytes > 0 && (tally.sealed || is_worth_it(tally, settings))
 }
 
-/// Whose a record is: of nobody, of one owner, or of several.
+/// The owner of each record: nobody, one owner, or several.
 struct Owners {
     slots: Box<[AtomicU16]>,
     /// Nodes that were indexed after the view of the ranks.
@@ -253,16 +253,16 @@ struct Owners {
 }
 
 const NOBODY: u16 = 0;
-/// All that was not asked for.
+/// All owners that were not asked for.
 const OTHERS: u16 = 1;
 const SHARED: u16 = u16::MAX;
-/// The first that was asked for.
+/// The first owner that was asked for.
 const FIRST: u16 = 2;
 
-/// Whose a record is once an owner has reached it, and whether its children have to know.
+/// Returns the owner of a record that `owner` reached, and true if its children must be told.
 ///
-/// The children of a node that has several owners have several owners, so only the second owner
-/// has to tell them, and each node is visited twice at most.
+/// The children of a node with several owners also have several owners, so only the second owner
+/// has to tell them, and each node is visited at most twice.
 const fn with_owner(current: u16, owner: u16) -> (u16, bool) {
     match current {
         NOBODY => (owner, true),
@@ -272,7 +272,7 @@ const fn with_owner(current: u16, owner: u16) -> (u16, bool) {
     }
 }
 
-/// One owner that walks through its trees. No other walks at that time.
+/// One owner that walks its trees. No other owner walks at that time.
 struct Claim {
     owners: Arc<Owners>,
     owner: u16,
@@ -309,7 +309,7 @@ impl Visitor for Claim {
     }
 }
 
-/// All that one owner needs: a bit of each slot.
+/// The records that one owner needs: one bit in each slot.
 struct Reach {
     owners: Arc<Owners>,
     bit: u16,
@@ -336,10 +336,10 @@ impl Visitor for Reach {
     }
 }
 
-/// Counts what each of `asked` takes, in their order. All of `roots` count as owners, asked for or
-/// not.
+/// Counts the space that each of `asked` takes, in their order. All of `roots` count as owners,
+/// asked for or not.
 ///
-/// Exclusive bytes take one walk over all trees, and for what is shared a second one. Shared bytes
+/// Exclusive bytes take one walk over all trees, and a second over their shared parts. Shared bytes
 /// take a walk over each tree that was asked for, which reads all of its leaves.
 ///
 /// # Errors
@@ -419,7 +419,7 @@ pub(crate) async fn usage(
         }
         from = ranks.until();
     }
-    // One that is asked for twice has one position.
+    // An owner that is asked for twice has one position.
     let usages = asked.iter().filter_map(|id| positions.get(id)).map(|at| {
         let of = |sums: &[u64]| sums.get(*at).copied().unwrap_or_default();
         Usage {
@@ -430,7 +430,7 @@ pub(crate) async fn usage(
     Ok(usages.collect())
 }
 
-/// Adds the bytes of all records of a slice to sums, by what their slots say.
+/// Adds the bytes of all records of a slice to the sums that their slots select.
 async fn sums(
     engine: &Arc<Engine>,
     ranks: &Arc<Ranks>,

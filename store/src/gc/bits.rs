@@ -12,11 +12,11 @@ impl Bits {
         Self((0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Adds a slot. Returns true if it was not there, to one caller. A slot that no name has is in
-    /// no set.
+    /// Adds a slot. Returns true to exactly one caller, if the slot was not there. Slots that no
+    /// name has are in no set.
     pub(super) fn insert(&self, slot: usize) -> bool {
         let bit = 1 << (slot % 64);
-        // Nothing else is published by a bit: whoever needs all of them waits for those who set
+        // A bit publishes nothing else: a reader that needs all bits waits for the threads that set
         // them.
         let word = self.0.get(slot / 64);
         word.is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)

@@ -44,12 +44,12 @@ struct Running {
 pub struct GcStatus {
     /// The run under way: when it began, in nanoseconds since 1970, and how far it is.
     pub running: Option<(u64, GcProgress)>,
-    /// The last run that has ended.
+    /// The last run that ended.
     pub last: Option<LastRun>,
 }
 
 impl Collector {
-    /// The collector of a store that was opened just now.
+    /// Makes the collector of a store that has just been opened.
     pub(crate) async fn new(engine: Arc<Engine>) -> Arc<Self> {
         let last = engine.meta(Priority::Manage, |meta| meta.last_run()).await;
         let last = last.unwrap_or_else(|error| {
@@ -66,7 +66,7 @@ impl Collector {
         })
     }
 
-    /// Runs once, in a task of its own: it goes on if the caller goes away.
+    /// Runs once, in a task of its own: the run goes on if the caller goes away.
     pub(crate) async fn run(self: &Arc<Self>, settings: GcSettings) -> Result<GcReport> {
         let watch = Arc::<Watch>::default();
         {
@@ -104,7 +104,7 @@ impl Collector {
         joined(task).await
     }
 
-    /// Notes the end of the run under way, if it was not noted yet. Returns what is to be kept.
+    /// Notes the end of the run under way, unless noted already. Returns the outcome to keep.
     fn ended(&self, outcome: &Result<GcReport>) -> Option<LastRun> {
         let mut state = self.state.lock();
         let running = state.running.take()?;
@@ -115,28 +115,27 @@ impl Collector {
             outcome: outcome.map_err(|error| reason(&error.to_string())),
         };
         state.last = Some(last.clone());
-        // One that the store has stopped is not over: the next start goes on with it.
+        // A run that the store has stopped is not over: the next start goes on with it.
         (!state.closed).then_some(last)
     }
 
-    /// Keeps what came of a run over a restart. Without it the next run comes too early, and that
-    /// is all.
+    /// Keeps the outcome of a run over a restart. If it is lost, the next run comes too early, and
+    /// nothing worse happens.
     async fn keep(&self, last: LastRun) {
         if let Err(error) = self.engine.commit.note_run(last).await {
             tracing::warn!(%error, "the outcome of a garbage collection is lost at a restart");
         }
     }
 
-    /// Lets the run under way end after the pack at hand, for which its rate does not count any
-    /// more.
+    /// Makes the run under way end after the current pack, and lifts its rate limit until then.
     pub(crate) fn stop(&self) {
         if let Some(running) = &self.state.lock().running {
             running.watch.stop.set();
         }
     }
 
-    /// The same, because the store is about to close: no other begins, and the run under way does
-    /// not count as the last one after a restart.
+    /// Like [`stop`](Self::stop), because the store is about to close: no other run begins, and
+    /// after a restart the run under way does not count as the last one.
     pub(crate) fn end(&self) {
         self.state.lock().closed = true;
         self.stop();
@@ -151,14 +150,14 @@ impl Collector {
         }
     }
 
-    /// Stops the run under way, waits for its end, and lets no other begin.
+    /// Stops the run under way, waits for its end, and lets no other run begin.
     pub(crate) async fn close(&self) {
         self.end();
         drop(self.running.lock().await);
     }
 }
 
-/// Notes the end of a run that has panicked.
+/// Notes the end of a run that panicked.
 struct Ending(Arc<Collector>);
 
 impl Drop for Ending {

@@ -1,4 +1,4 @@
-//! Long looks at the index: on a thread that may wait, and ended with whoever wanted them.
+//! Long looks at the index: they run on a thread that may block, and end with their caller.
 
 use std::{
     ops::ControlFlow,
@@ -17,7 +17,7 @@ use crate::{
     meta::IndexView,
 };
 
-/// Tells a look that nobody waits for it any more.
+/// Tells a look that nobody waits for its result any more.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Wanted(Arc<AtomicBool>);
 
@@ -31,11 +31,11 @@ impl Drop for Wanting {
 }
 
 impl Wanted {
-    /// Gives `row` the rows of packs of a kind from a name on, as long as they are wanted.
+    /// Gives `row` the rows of packs of a kind from a name on, as long as the look is wanted.
     ///
     /// # Errors
     ///
-    /// Those of the index, and [`Error::Closing`] if they are not wanted any more.
+    /// Errors of the index, and [`Error::Closing`] if the look is not wanted any more.
     pub(super) fn scan(
         &self,
         view: &dyn IndexView,
@@ -55,13 +55,13 @@ impl Wanted {
     }
 }
 
-/// Looks at the index as it is at one moment. A look of a hundred million rows takes a minute, so
-/// none of the store's own threads does it. When the index has to be opened again meanwhile, the
-/// look begins again.
+/// Looks at the index as it is at one moment. A look at a hundred million rows takes a minute, so
+/// none of the store's own threads does it. If the index has to be opened again meanwhile, the look
+/// starts over.
 ///
 /// # Errors
 ///
-/// Those of `look` and of the index.
+/// Errors of `look` and of the index.
 pub(super) async fn look<T, F>(engine: &Arc<Engine>, look: F) -> Result<T>
 where
     T: Send + 'static,
@@ -91,12 +91,12 @@ where
     }
 }
 
-/// Folds all rows of a slice as they are now: those of its chunks, and in the first slice those of
-/// nodes. A fold that begins again begins with `init`.
+/// Folds all rows of a slice as they are now: the rows of its chunks, and in the first slice also
+/// those of nodes. A fold that starts over begins with `init`.
 ///
 /// # Errors
 ///
-/// Those of the index.
+/// Errors of the index.
 pub(super) async fn fold_rows<T, F>(
     engine: &Arc<Engine>,
     ranks: &Arc<Ranks>,

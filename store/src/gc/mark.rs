@@ -1,10 +1,10 @@
-//! Which records are needed: those that roots reach.
+//! Marks the records that are needed: those that roots reach.
 //!
-//! Nothing of the index is held while the marks are made. That is right because a row changes only
-//! when its pack is swept or was found lost, and one that is new points to where nothing was
-//! indexed before (see [`ranks`](super::ranks)). So a row that points below the watermark whenever
-//! it is asked for was there in the view of the ranks, and has the slot that was marked. Every
-//! other row was made or moved since, and counts as needed.
+//! No view of the index is held while the marks are made. That is right because a row changes only
+//! when its pack is swept or was found lost, and a new row points to where nothing was indexed
+//! before (see [`ranks`](super::ranks)). So if a row points below the watermark whenever it is
+//! looked up, it was there in the view of the ranks, and has the slot that was marked. Every other
+//! row was made or moved since, and counts as needed.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -24,18 +24,18 @@ use crate::{
     format::{Location, Name},
 };
 
-/// Bits that marks take for each name.
+/// Bits of marks for each name.
 pub(crate) const MARK_BITS: u64 = 1;
 
-/// What some roots reach.
+/// The records that some roots reach.
 ///
-/// Marks of a walk that failed or was given up are worth nothing: it has marked nodes whose
+/// Marks of a walk that failed or was given up are useless: the walk has marked nodes whose
 /// children it did not reach. So adding roots takes the marks, and gives them back when it is done.
 #[derive(Debug)]
 pub(crate) struct Live {
     ranks: Arc<Ranks>,
     marks: Arc<Marks>,
-    /// Roots below which all is marked.
+    /// Roots that were walked: all below them is marked.
     roots: HashSet<RootId>,
 }
 
@@ -55,7 +55,7 @@ impl Marks {
         }
     }
 
-    /// Whether a node was reached before.
+    /// Returns true if a node was reached before.
     pub(super) fn has(&self, node: Reached<'_>) -> bool {
         match node {
             Reached::Slot(slot) => self.slots.contains(slot),
@@ -86,7 +86,7 @@ impl Visitor for Marks {
 /// # Errors
 ///
 /// [`Error::Damaged`](crate::Error::Damaged) for a node that cannot be read, with the owner of a
-/// root that needs it: what is below is unknown, so nothing may be called garbage. Errors of
+/// root that needs it: the nodes below are unknown, so nothing may be called garbage. Errors of
 /// reading.
 pub(crate) async fn mark(
     engine: &Arc<Engine>,
@@ -103,8 +103,8 @@ pub(crate) async fn mark(
 }
 
 impl Live {
-    /// Marks what more roots reach, too. What hangs on a root never changes, so one that was walked
-    /// is not walked again: each group of condemned packs asks for all roots.
+    /// Marks the records that more roots reach. The tree of a root never changes, so no root is
+    /// walked twice: each group of condemned packs asks for all roots.
     ///
     /// # Errors
     ///
@@ -121,8 +121,8 @@ impl Live {
         Ok(self)
     }
 
-    /// Whether a record is needed, by its name and the place that its row says now. What is unknown
-    /// here counts as needed: records that were indexed after the view of the ranks, and chunks of
+    /// Returns true if a record is needed, by its name and the place in its row now. Records that
+    /// are unknown here count as needed: those indexed after the view of the ranks, and chunks of
     /// other slices.
     pub(crate) fn needs(&self, name: &Name, place: &Location) -> bool {
         if !self.ranks.is_below(place) || !self.ranks.covers(name) {
@@ -136,7 +136,7 @@ impl Live {
         &self.ranks
     }
 
-    /// The marks, for whoever goes on from them.
+    /// The marks, for a caller that goes on from them.
     pub(super) fn shared_marks(&self) -> Arc<Marks> {
         Arc::clone(&self.marks)
     }

@@ -2,7 +2,7 @@
 //! space of the others.
 //!
 //! A record is needed if a root reaches it: a root that a record of the catalog names, or that is
-//! pinned. `run` has the argument why a collection loses nothing, whatever runs beside it.
+//! pinned. `run` explains why a collection loses nothing while other work runs beside it.
 //!
 //! `tests/mutations/gc.toml` lists the rules, each with the tests that fail without it.
 //!

@@ -1,4 +1,4 @@
-//! How fast work in the background may read and write, and when it is to end.
+//! The rate at which background work may read and write, and the signal that ends it.
 
 use std::{
     num::NonZeroU64,
@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Tells work that it is to end. Once told, it stays so.
+/// Tells work to end. Once set, it stays set.
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     is_set: AtomicBool,
@@ -34,7 +34,7 @@ impl Stop {
 
     /// Waits until it is set.
     pub(crate) async fn wait(&self) {
-        // In this order: from here on it is told.
+        // In this order: `notified` also sees a `set` that comes between the two lines.
         let set = self.set.notified();
         if !self.is_set() {
             set.await;
@@ -42,24 +42,24 @@ impl Stop {
     }
 }
 
-/// A limit of bytes a second, over all that share it. Waiting for it holds nothing.
+/// A limit of bytes a second, shared by all users. Waiting for it holds nothing.
 #[derive(Debug)]
 pub(crate) struct Pace {
     /// `None`: as fast as possible.
     bytes_per_second: Option<NonZeroU64>,
-    /// When everything until now has had its time.
+    /// The moment by which all bytes so far are paid for.
     due_at: Mutex<Instant>,
-    /// What is left is to be done as fast as possible.
+    /// Once set, the rest of the work is done as fast as possible.
     stop: Arc<Stop>,
 }
 
 impl Pace {
-    /// At most so many bytes a second; `None`: as fast as possible.
+    /// At most `bytes_per_second`; `None`: as fast as possible.
     pub(crate) fn new(bytes_per_second: Option<NonZeroU64>) -> Self {
         Self::until(Arc::default(), bytes_per_second)
     }
 
-    /// The same until `stop` is set. From then on nobody waits: the work at hand ends soon.
+    /// The same until `stop` is set. Then nobody waits any more: the work at hand ends soon.
     pub(crate) fn until(stop: Arc<Stop>, bytes_per_second: Option<NonZeroU64>) -> Self {
         Self {
             bytes_per_second,
@@ -68,7 +68,7 @@ impl Pace {
         }
     }
 
-    /// Waits until so many more bytes may be read or written.
+    /// Waits until `bytes` more may be read or written.
     pub(crate) async fn spend(&self, bytes: u64) {
         if let Some(turn) = self.turn(bytes, Instant::now()) {
             tokio::select! {
@@ -78,13 +78,13 @@ impl Pace {
         }
     }
 
-    /// When so many more bytes may be read or written; `None`: now.
+    /// The moment at which `bytes` more may be read or written; `None`: now.
     fn turn(&self, bytes: u64, now: Instant) -> Option<Instant> {
         let rate = self.bytes_per_second?;
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());
         let takes = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let mut due_at = self.due_at.lock();
-        // Time in which nothing was asked for is not saved up.
+        // Idle time is not saved up.
         let turn = (*due_at).max(now);
         *due_at = turn + takes;
         (turn > now).then_some(turn)

@@ -1,19 +1,19 @@
 //! A small number for each name of the index, so that one bit can stand for a record.
 //!
 //! A minimal perfect hash gives each of n names a slot of its own below n, in some 3.7 bits a name.
-//! It answers nonsense for a name that it was not made from: any slot, or none. So whoever asks
-//! must know that the name had a row in the view that the ranks were made from. A row that points
-//! below the watermark of its pack is such a row ([`Ranks::is_below`]):
+//! For a name that it was not made from, it returns nonsense: any slot, or none. So the caller must
+//! know that the name had a row in the view that the ranks were made from. A row that points below
+//! the watermark of its pack is such a row ([`Ranks::is_below`]):
 //!
-//! - A watermark is how far the pack was indexed in that view, so a record below it was indexed.
+//! - A watermark is the indexed length of the pack in that view, so a record below it was indexed.
 //! - A row changes only when its pack is swept or was found lost, and then it points to where
 //!   nothing was indexed before. So a row that points below a watermark was there in that view.
 //!
 //! The hash is over the first 16 bytes of a name. Names that share them do not occur by chance, and
 //! cost 2^64 hashes to make. They are kept as they are, in a map.
 //!
-//! Names of chunks that do not fit into memory are ranked in slices: ranges of names, one after the
-//! other, each with a view, ranks and marks of its own. All names of nodes are in every slice, for
+//! Chunk names that do not fit into memory are ranked in slices: ranges of names, one after the
+//! other, each with its own view, ranks and marks. Every slice has the names of all nodes, because
 //! no tree can be walked without them.
 
 use std::{
@@ -33,13 +33,13 @@ use crate::{
     meta::IndexView,
 };
 
-/// Bits of the first level of a hash, for each name: the default of its authors, between memory and
-/// the time of a query.
+/// Bits of the first level of a hash, for each name: the default of its authors, a balance of
+/// memory and query time.
 const GAMMA: f64 = 1.7;
 /// Quarters of a bit that a hash takes for each name: 3.64 bits were measured.
 const RANK_QUARTER_BITS: u64 = 15;
 
-/// How many names have room in [`limits::GC_BYTES_MAX`] if each takes so many bits beside its rank.
+/// Number of names that fit in [`limits::GC_BYTES_MAX`] at `bits_each` bits beside the rank.
 pub(crate) const fn names_max(bits_each: u64) -> u64 {
     let bytes = limits::GC_BYTES_MAX - limits::GC_BYTES_FIXED;
     bytes * 8 * 4 / (RANK_QUARTER_BITS + 4 * bits_each)
@@ -50,19 +50,19 @@ pub(crate) const fn names_max(bits_each: u64) -> u64 {
 pub(crate) struct Ranks {
     nodes: Table,
     chunks: Table,
-    /// The names of chunks that the slice begins with and ends before.
+    /// The first chunk name of the slice, and the name before which it ends.
     from: [u8; 32],
     until: Option<[u8; 32]>,
-    /// How far packs were indexed, in bytes.
+    /// The indexed length of each pack, in bytes.
     watermarks: HashMap<PackId, u64>,
 }
 
 impl Ranks {
-    /// Ranks nodes, and as many chunks from `from` on as there is room for among `names_max` names.
+    /// Ranks all nodes, and chunks from `from` on until there are `names_max` names.
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] if the nodes leave room for too few chunks; those of the index.
+    /// [`Error::Limit`] if the nodes leave room for too few chunks; errors of the index.
     pub(crate) async fn build(
         engine: &Arc<Engine>,
         from: [u8; 32],
@@ -88,7 +88,7 @@ impl Ranks {
             ControlFlow::Continue(())
         })?;
         let nodes = nodes.finish();
-        // At least half of the room: the number of slices is the number of passes over all leaves.
+        // Chunks need half of the room at least: each slice costs a pass over all leaves.
         let room = names_max.saturating_sub(nodes.len() as u64);
         if room < names_max / 2 {
             return Err(Error::Limit(format!(
@@ -117,8 +117,8 @@ impl Ranks {
         })
     }
 
-    /// The slot of a name. For a name that had no row in the view, the answer is nonsense; `None`
-    /// for a chunk of another slice.
+    /// The slot of a name. Nonsense for a name that had no row in the view; `None` for a chunk of
+    /// another slice.
     pub(crate) fn slot(&self, name: &Name) -> Option<usize> {
         match name.kind().pack_kind() {
             PackKind::Nodes => self.nodes.slot(name.as_bytes()),
@@ -129,7 +129,7 @@ impl Ranks {
         }
     }
 
-    /// Whether a name is in the range that is ranked here: nodes are.
+    /// Returns true if a name is in the range of this slice; nodes always are.
     pub(crate) fn covers(&self, name: &Name) -> bool {
         let bytes = name.as_bytes();
         name.kind().pack_kind() == PackKind::Nodes
@@ -141,23 +141,23 @@ impl Ranks {
         self.nodes.len() + self.chunks.len()
     }
 
-    /// Whether a place was indexed in the view: a name whose row points there is ranked.
+    /// Returns true if a place was indexed in the view: a name whose row points there is ranked.
     pub(crate) fn is_below(&self, place: &Location) -> bool {
         let watermark = self.watermarks.get(&place.pack);
         watermark.is_some_and(|watermark| place.offset_bytes < *watermark)
     }
 
-    /// Where the next slice begins; `None` after the last.
+    /// The first name of the next slice; `None` after the last.
     pub(crate) const fn until(&self) -> Option<[u8; 32]> {
         self.until
     }
 
-    /// Where the slice begins.
+    /// The first name of the slice.
     pub(super) const fn from(&self) -> &[u8; 32] {
         &self.from
     }
 
-    /// Whether this is the first slice, which counts the nodes.
+    /// Returns true for the first slice, which counts the nodes.
     pub(crate) fn is_first(&self) -> bool {
         self.from == [0; 32]
     }
@@ -177,7 +177,7 @@ struct Table {
 #[derive(Debug)]
 struct Shard {
     first: u128,
-    /// The slots that are before those of this shard.
+    /// Number of slots before those of this shard.
     before: usize,
     hash: Mphf<u128>,
 }
@@ -211,7 +211,7 @@ struct Builder {
     shards: Vec<Shard>,
     /// Keys of the next shard.
     keys: Vec<u128>,
-    /// How many keys the shards before have.
+    /// Number of keys in the shards before.
     sealed: usize,
     twins: Vec<[u8; 32]>,
     last: Option<[u8; 32]>,

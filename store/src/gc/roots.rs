@@ -1,13 +1,12 @@
-//! The roots that content hangs on, and who needs them.
+//! The roots of all content, and their owners.
 //!
-//! The catalog is read as it is at one moment, and the pins are looked at from before that moment
+//! The catalog is read as it is at one moment, and the pins are watched from before that moment
 //! until after it. A root whose record is gone at that moment, and which is still in use, was
 //! pinned before the deletion ([`Pins`](crate::engine::Pins) says why). That pin is seen, also if
 //! it is dropped before the catalog is read to its end, in favour of a record that was made
-//! meanwhile. A root that is new in a record made later is the subject of the claim in
-//! [`run`](super::run()): it hangs on content that no collection touches. Were the catalog read
-//! page by page, a root could go from a record whose page is yet to be read to one whose page was
-//! read.
+//! meanwhile. The claim in [`run`](super::run()) covers a root that is new in a record made later:
+//! it hangs on content that no collection touches. If the catalog were read page by page, a root
+//! could move from a record on an unread page to a record on a page that was already read.
 
 use std::{fmt, ops::ControlFlow, sync::Arc};
 
@@ -21,14 +20,14 @@ use crate::{
     meta::Meta,
 };
 
-/// A root, and who needs it.
+/// A root and its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RootOwner {
     pub(crate) root: RootId,
     pub(crate) owner: Owner,
 }
 
-/// Who needs a root.
+/// The owner of a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// A record of the catalog.
@@ -38,11 +37,11 @@ pub(crate) enum Owner {
         /// Its name, or its id if it has no name.
         label: Box<str>,
     },
-    /// A reader, or work under way. Which one it is does not matter: it ends by itself.
+    /// A reader, or work under way. It ends by itself, so its identity does not matter.
     Pin,
 }
 
-/// Which record of the catalog.
+/// The identity of a catalog record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct OwnerId {
     /// The number of its kind.
@@ -70,7 +69,7 @@ impl fmt::Display for Owner {
 }
 
 impl Owner {
-    /// Which record it is.
+    /// The record, unless the owner is a pin.
     pub(crate) const fn record(&self) -> Option<&OwnerId> {
         match self {
             Self::Record { id, .. } => Some(id),
@@ -93,11 +92,11 @@ impl Owner {
     }
 }
 
-/// All roots: those of the catalog, by their owners, then those that are pinned.
+/// Returns all roots: those of the catalog, by their owners, then those that are pinned.
 ///
 /// # Errors
 ///
-/// Those of reading the catalog.
+/// Errors of reading the catalog.
 pub(crate) async fn collect(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
     let pins = engine.pins.look();
     let mut roots = of_records(engine).await?;
@@ -109,12 +108,12 @@ pub(crate) async fn collect(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
     Ok(roots)
 }
 
-/// The roots of all records, whatever their kinds: each kind tells which roots its records name,
-/// so a new kind is not forgotten. It takes some 100 bytes for each.
+/// The roots of all records of all kinds. Each kind lists the roots that its records name, so a new
+/// kind cannot be forgotten. Takes some 100 bytes for each root.
 ///
 /// # Errors
 ///
-/// Those of reading the catalog.
+/// Errors of reading the catalog.
 pub(crate) async fn of_records(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
     let mut tries = engine.disk.patience().tries();
     loop {

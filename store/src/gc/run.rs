@@ -1,4 +1,4 @@
-//! A run of the collector: it finds what nobody needs, and gives its space back.
+//! A run of the collector: it finds the records that nobody needs, and gives their space back.
 //!
 //! | step | what |
 //! | --- | --- |
@@ -13,10 +13,10 @@
 //! *Claim.* Every name that a root reaches, whenever after step 4 a record or a pin names that
 //! root, is marked, or its row does not point into the condemned packs.
 //!
-//! Roots that are seen in step 4 are marked: all that a record names at one moment, and all that
-//! are pinned at that moment, also if the pin is dropped soon after. A root whose record is gone by
-//! then and that is still in use was pinned before its record went ([`pins`](crate::engine)), so
-//! its pin is seen.
+//! Step 4 marks every root that it sees: all that a record names at one moment, and all that are
+//! pinned at that moment, also if the pin is dropped soon after. If a root is still in use but its
+//! record is gone by then, the root was pinned before its record went ([`pins`](crate::engine)), so
+//! step 4 sees its pin.
 //!
 //! A root that is first named later is the work of an ingest. Each name under it is one of these:
 //!
@@ -27,11 +27,11 @@
 //!   again. Its copy has replaced the row, because a pack stays condemned until it is gone.
 //! - *It had no row.* Its row was made after the ingest had begun, so the row points into a pack at
 //!   or above the floors of the ingest. If the ingest was open when step 2 read the floors, no such
-//!   pack is in the plan. If it began later, neither: what is in the plan was called sealed by the
-//!   index before, and such a pack has no record without a row, and gets no other. The same holds
-//!   for a row that a collection has moved since the ingest began, in favour of which the ingest's
-//!   own copy was dropped: packs that records are moved into count for the floors of all ingests
-//!   that begin meanwhile.
+//!   pack is in the plan. If it began later, no such pack is in the plan either: the index had
+//!   called every pack of the plan sealed before, and such a pack has no record without a row, and
+//!   gets no other. The same holds for a row that a collection has moved since the ingest began, in
+//!   favour of which the ingest's own copy was dropped: packs that records are moved into count for
+//!   the floors of all ingests that begin meanwhile.
 //! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that
 //!   root, when a record or another pin named it. If that pin is held at the moment of step 4, the
 //!   root is marked. If it was taken later, by induction over the order of such pins the claim
@@ -41,10 +41,10 @@
 //!
 //! # Failure
 //!
-//! A run that fails or is stopped leaves its packs condemned, and the next run sweeps these first,
-//! but for packs that it only has to drop.
-//! They cannot be acquitted: an ingest may have been told that a name is unknown whose row was kept
-//! in favour of its copy. After a restart nothing is condemned, because nothing relies on anything.
+//! A run that fails or is stopped leaves its packs condemned. The next run sweeps these first,
+//! except that drops come before them. Condemned packs cannot be acquitted: an ingest may have been
+//! told that a name is unknown whose row was kept instead of its copy. After a restart nothing is
+//! condemned, because nothing relies on anything.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -73,17 +73,17 @@ use crate::{
 /// The phase of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum GcPhase {
-    /// It finds out what is needed.
+    /// Finds out which records are needed.
     #[default]
     Marking,
-    /// It moves records, and removes packs.
+    /// Moves records, and removes packs.
     Sweeping,
 }
 
 /// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GcProgress {
-    /// Where it is.
+    /// The current phase.
     pub phase: GcPhase,
     /// Packs of the plan.
     pub packs_planned: u64,
@@ -95,7 +95,7 @@ pub struct GcProgress {
     pub removed_bytes: u64,
 }
 
-/// What a run shares with those who look at it.
+/// The state that a run shares with its observers.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     pub(crate) progress: Mutex<GcProgress>,
@@ -125,7 +125,7 @@ impl Watch {
 enum Needed {
     /// The marks of all names.
     Marks(Arc<Live>),
-    /// What remains of the marks of several slices.
+    /// The places that remain of the marks of several slices.
     Places(NeededPlaces),
 }
 
@@ -138,14 +138,14 @@ impl Needed {
     }
 }
 
-/// Collects garbage once. `names_max` names are marked at a time. Must run to its end: dropped, it
-/// leaves packs of survivors without a writer until a restart.
+/// Collects garbage once, and marks `names_max` names at a time. Must run to its end: if dropped,
+/// it leaves packs of survivors without a writer until a restart.
 ///
 /// # Errors
 ///
-/// [`Error::Damaged`](crate::Error::Damaged) for a tree node that cannot be read, with those who
-/// need it: nothing is collected then. [`Error::Full`](crate::Error::Full) and shortages end the
-/// run, and the store goes on.
+/// [`Error::Damaged`](crate::Error::Damaged) for a tree node that cannot be read, with the owners
+/// that need it: nothing is collected then. [`Error::Full`](crate::Error::Full) and shortages end
+/// the run, and the store goes on.
 pub(crate) async fn run(
     engine: &Arc<Engine>,
     settings: &GcSettings,
@@ -220,7 +220,7 @@ pub(crate) async fn run(
             watch.swept(&sweep.report);
             swept?;
         }
-        // Before the next are condemned, so that few are at any time.
+        // Before the next packs are condemned, so that few are condemned at any time.
         sweep.end_group().await?;
         watch.swept(&sweep.report);
         if let Needed::Marks(marks) = needed {
@@ -240,10 +240,10 @@ pub(crate) async fn run(
     Ok(report)
 }
 
-/// Seals packs that records are still added to, where a collection is worth it. A store of which
-/// everything was deleted would keep them for ever.
+/// Seals open packs that are worth a collection. Without it, a store would keep its open packs for
+/// ever after everything in it was deleted.
 async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettings) -> Result<()> {
-    // An ingest that is under way holds back its pack anyway.
+    // The packs of an ingest under way are kept anyway.
     let floors = engine.reliance.floors();
     let is_worth_it =
         |it: &&PackTally| !it.sealed && is_candidate(it, settings) && floors.are_above(it.pack);
@@ -252,7 +252,7 @@ async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettin
         return Ok(());
     }
     let sealed = match engine.commit.seal(open).await {
-        // Other packs give space back all the same, and these another time.
+        // The run still gets space from other packs; these are sealed another time.
         Err(error @ (Error::Full { .. } | Error::Dropped)) => {
             tracing::warn!(%error, "open packs are not sealed");
             return Ok(());
@@ -276,13 +276,13 @@ fn note_held(report: &mut GcReport, held: &[HeldPack]) {
     }
 }
 
-/// A reason as a report keeps it.
+/// Shortens a reason to the length that a report keeps.
 pub(super) fn reason(text: &str) -> String {
     let end = text.floor_char_boundary(limits::GC_REASON_BYTES_MAX);
     text.get(..end).unwrap_or_default().to_owned()
 }
 
-/// The plan, behind the packs that an earlier run has left condemned; before both, what is dropped.
+/// The plan, after the packs that an earlier run has left condemned; drops come before both.
 fn steps(
     engine: &Engine,
     packs: &[PackTally],
@@ -290,7 +290,7 @@ fn steps(
     is_candidate: impl Fn(&PackTally) -> bool,
 ) -> Result<Vec<GcStep>> {
     let condemned = engine.reliance.condemned();
-    // One with live records and without a file was told of.
+    // `absent::missing` has already reported a pack that has live records and no file.
     let is_left = |it: &&PackTally| it.file_bytes > 0 || it.live.records == 0;
     let left = packs.iter().filter(|it| condemned.contains(&it.pack));
     let left = left.filter(is_left);
@@ -306,15 +306,15 @@ fn steps(
     let free_bytes = engine.space.free_bytes()?;
     let is_new = |it: &PackTally| is_candidate(it) && !condemned.contains(&it.pack);
     steps.extend(plan(packs, free_bytes, settings, is_new));
-    // What needs no space gives some to the others: a full disk, which ended the run before at a
-    // rewrite, would end each at the same.
+    // Drops need no space and free some for the others. On a full disk that ended the last run at a
+    // rewrite, each run would otherwise end at the same one.
     steps.sort_by_key(|step| !matches!(step.action, GcAction::Drop(_)));
     Ok(steps)
 }
 
-/// How many of the steps are done together. What is in a condemned pack is sent again by whoever
-/// stores it, so few are condemned at a time: a slow run would cost space. Drops are done before
-/// anything is copied, which may fail for lack of space.
+/// Returns how many of the steps are done together. Records in a condemned pack are stored again by
+/// any upload that sends them, so few packs are condemned at a time: a slow run would cost space.
+/// Drops are done before anything is copied, which may fail for lack of space.
 fn together(steps: &[GcStep]) -> usize {
     let mut bytes = 0;
     let mut packs = 0;
@@ -330,7 +330,7 @@ fn together(steps: &[GcStep]) -> usize {
     some.count()
 }
 
-/// The needed records of condemned packs, with the roots there are now.
+/// The needed records of condemned packs, by the roots of this moment.
 async fn needed(
     engine: &Arc<Engine>,
     pace: &Pace,

@@ -1,4 +1,4 @@
-//! A survey of everything: what the packs hold, for the needs of some roots.
+//! A survey of all packs: the records in them that some roots need, and the rest.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use super::{
 };
 use crate::{Result, engine::Engine};
 
-/// What the packs hold.
+/// The content of the packs.
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) packs: Vec<PackTally>,
     /// Plain bytes of the chunks that are needed.
     pub(crate) live_plain_bytes: u64,
-    /// How often all leaves were read: once for each slice of names.
+    /// Number of passes over all leaves: one for each slice of names.
     pub(crate) passes: u32,
     /// The marks, if one pass was enough.
     pub(crate) live: Option<Arc<Live>>,
 }
 
-/// Names that one pass ranks and marks, by the memory that there is.
+/// Number of names that one pass ranks and marks, by the memory that there is.
 pub(crate) const fn names_of_a_pass() -> u64 {
     names_max(MARK_BITS)
 }
 
-/// Finds out what all packs hold that `roots` need. The caller has the turn to take stock, and has
+/// Finds out how much of each pack `roots` need. The caller has the turn to take stock, and has
 /// borrowed the memory for it.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub(crate) async fn survey(
     let mut from = Some([0; 32]);
     let mut last = None;
     while let Some(start) = from {
-        // The marks of a slice go before those of the next come.
+        // Frees the marks of a slice before those of the next are made.
         drop(last.take());
         let ranks = Ranks::build(engine, start, names_max).await?;
         let live = Arc::new(mark(engine, &ranks, pace, roots).await?);

@@ -8,9 +8,9 @@
 //! | 4 | the files are removed | states of packs without a file, which the next start forgets |
 //! | 5 | the states of the packs go | nothing |
 //!
-//! The footer of a pack says which records it has. If that is damaged, all of the index is looked
-//! through for rows that point into the pack. A file without the header of the pack may be another
-//! one, with other content: it stays.
+//! The footer of a pack lists its records. If the footer is damaged, the whole index is searched
+//! for rows that point into the pack. A file without the header of the pack may be another one,
+//! with other content: it stays.
 //!
 //! Rows are moved and removed by comparing: a row that points elsewhere by now stays. Stored bytes
 //! are carried as they are: their checksums and their names are checked, and nothing is unpacked. A
@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// Names that are looked up at a time.
+/// Names looked up at a time.
 const NAMES_AT_A_TIME: usize = 4096;
 /// Rows that one batch changes, at most.
 const BATCH_ROWS: usize = 8192;
@@ -52,7 +52,7 @@ pub(crate) struct Sweep {
     chunks: Survivors,
     nodes: Survivors,
     group: Group,
-    /// Until no more rows are moved.
+    /// Held until no more rows are moved.
     _moving: Moving,
     /// Removed packs whose states are still in the index.
     removed: Vec<PackId>,
@@ -144,8 +144,8 @@ impl Sweep {
         }
     }
 
-    /// Empties a condemned pack; its file goes with its group. `is_live` knows all that any root
-    /// reaches in it.
+    /// Empties a condemned pack; its file goes with its group. `is_live` returns true for every
+    /// record in it that a root reaches.
     ///
     /// # Errors
     ///
@@ -238,7 +238,7 @@ impl Sweep {
             let ask = move |meta: &dyn crate::meta::Meta| meta.lookup(&asked);
             let places = self.engine.meta(Priority::Write, ask).await?;
             for ((name, offset_bytes), place) in some.iter().zip(places) {
-                // A pack may have two copies of a record, of which one has the row.
+                // A pack may have two copies of a record, and only one has the row.
                 let Some(place) =
                     place.filter(|place| place.pack == pack && place.offset_bytes == *offset_bytes)
                 else {
@@ -282,7 +282,7 @@ impl Sweep {
         Ok(())
     }
 
-    /// Steps 2 to 4 for the packs that were emptied so far.
+    /// Does steps 2 to 4 for the packs that were emptied so far.
     pub(crate) async fn end_group(&mut self) -> Result<()> {
         let group = std::mem::take(&mut self.group);
         let done = self.try_end(group).await;
@@ -326,7 +326,7 @@ impl Sweep {
         Ok(())
     }
 
-    /// Removes the files of emptied packs. One that cannot be removed goes at the next start.
+    /// Removes the files of emptied packs. A file that cannot be removed goes at the next start.
     async fn remove(&mut self, emptied: Vec<Emptied>) {
         let store = Arc::clone(self.packs.store());
         let mut gone = Vec::with_capacity(emptied.len());
@@ -384,7 +384,7 @@ impl Sweep {
     }
 }
 
-/// The records of a pack that have a row, and their offsets. The index gets no other row into a
+/// The records of a pack that have a row, and their offsets. The index gets no further rows into a
 /// condemned pack.
 async fn indexed(engine: &Arc<Engine>, pack: PackId) -> Result<Vec<(Name, u64)>> {
     tracing::warn!(%pack, "the footer cannot be read: the index says what the pack has");
@@ -402,7 +402,7 @@ async fn indexed(engine: &Arc<Engine>, pack: PackId) -> Result<Vec<(Name, u64)>>
     .await
 }
 
-/// What the disk does not give. It counts as damage of one pack, for it says nothing of others.
+/// The disk's refusal to read. Counts as damage of one pack, for it says nothing about others.
 fn unreadable(pack: PackId, offset_bytes: u64, what: &str, source: &io::Error) -> Damage {
     Damage::in_pack(
         pack,
@@ -422,7 +422,7 @@ fn row_changes(group: &Group, placed: Vec<PlacedRecord>) -> Vec<Batch> {
         }
     };
     for record in placed {
-        // Those of a pack that is kept after all are copies without a row.
+        // Records of a pack that is kept after all are copies without a row.
         if let Some(from) = group.moves.get(&record.name) {
             batch.move_from(record.name, *from, record.location);
             count(&mut batch);

@@ -1,9 +1,9 @@
-//! What each pack holds: records that are needed, and the rest.
+//! The content of each pack: records that are needed, and the rest.
 //!
-//! Rows tell of records; the length of a pack tells of the rest. A record without a row is needed
-//! by nobody: the row points to another copy, or it was given up. Such records, and the zeros that
-//! flushes add, are what a pack has beside the records with rows, up to where it is indexed. Behind
-//! that, records may be on their way into the index.
+//! Rows show the records; the length of a pack shows the rest. A record without a row is needed by
+//! nobody: the row points to another copy, or the record was given up. Such records, and the zeros
+//! that flushes add, fill the rest of a pack up to where it is indexed. Behind that, records may be
+//! on their way into the index.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,26 +36,26 @@ impl Sum {
     }
 }
 
-/// What a pack holds.
+/// The content of a pack.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(crate) struct PackTally {
     pub(crate) pack: PackId,
-    /// Whether it was sealed when the first slice was counted.
+    /// True if the pack was sealed when the first slice was counted.
     pub(crate) sealed: bool,
     /// Records that are needed.
     pub(crate) live: Sum,
-    /// Records that are not, by their rows; the bytes include records without rows and zeros, up to
-    /// where the pack is indexed.
+    /// Records that have a row and are not needed; the bytes include records without rows and
+    /// zeros, up to where the pack is indexed.
     pub(crate) dead: Sum,
-    /// Length of its file; 0 if it has none.
+    /// Length of the pack's file; 0 if it has none.
     pub(crate) file_bytes: u64,
 }
 
-/// Counts of packs, while slices are added to them. 100 bytes for each pack.
+/// Counts of packs, to which slices are added. Takes 100 bytes for each pack.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tallies {
     packs: BTreeMap<PackId, Counts>,
-    /// States of packs before the first slice was counted. What is sealed then gets no more rows.
+    /// States of packs before the first slice was counted. A pack sealed then gets no more rows.
     states: Option<Vec<PackState>>,
     /// Plain bytes of the chunks that are needed.
     live_plain_bytes: u64,
@@ -80,7 +80,7 @@ impl Tallies {
         }
     }
 
-    /// Reads how packs are, unless that was done.
+    /// Reads the states of packs, unless they were read before.
     pub(super) async fn with_states(mut self, engine: &Engine) -> Result<Self> {
         if self.states.is_none() {
             let states = engine.meta(Priority::Manage, |meta| meta.pack_states());
@@ -94,7 +94,7 @@ impl Tallies {
         self.live_plain_bytes
     }
 
-    /// Counts the rows of a slice: needed is what its marks say.
+    /// Counts the rows of a slice; its marks decide which are needed.
     ///
     /// # Errors
     ///
@@ -108,11 +108,11 @@ impl Tallies {
         fold_rows(engine, &ranks, before, count).await
     }
 
-    /// All packs that the index knows or points into, by kind and number.
+    /// Returns all packs that the index knows or points into, by kind and number.
     ///
     /// # Errors
     ///
-    /// Those of asking for the lengths of files.
+    /// Errors of asking for the lengths of files.
     pub(crate) async fn finish(self, engine: &Engine) -> Result<Vec<PackTally>> {
         let mut packs = self.packs;
         let states = self.states.unwrap_or_default();
@@ -156,8 +156,8 @@ impl Tallies {
     }
 }
 
-/// The needed records of some packs, by their places: what remains of the marks of several slices.
-/// It takes 4 bytes for each record.
+/// The needed records of some packs, by their places: all that is kept of the marks of several
+/// slices. Takes 4 bytes for each record.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NeededPlaces(BTreeMap<PackId, Vec<u32>>);
 
@@ -185,14 +185,14 @@ impl NeededPlaces {
         Ok(places)
     }
 
-    /// Whether the record at a place is needed.
+    /// Returns true if the record at a place is needed.
     pub(crate) fn contains(&self, place: &Location) -> bool {
         let offsets = self.0.get(&place.pack);
         offsets.is_some_and(|it| it.binary_search(&unit_of(place)).is_ok())
     }
 }
 
-/// The offset of a record in units that records are aligned to: packs are shorter than 32 GiB.
+/// The offset of a record in units of the record alignment: packs are shorter than 32 GiB.
 fn unit_of(place: &Location) -> u32 {
     u32::try_from(place.offset_bytes / RECORD_ALIGN).unwrap_or(u32::MAX)
 }

@@ -1,21 +1,21 @@
-//! Walks trees for whoever takes stock of them: each node that a visitor has not reached before,
+//! Walks trees to take stock of them: visits each node that a visitor has not reached before,
 //! leaves in the order of their places.
 //!
-//! Roots and inner nodes are found from the top, some of them together, because neighbours are read
-//! together. Leaves are most of what there is to read, so they wait until there are many of them,
-//! and are then read in the order of packs and offsets. What waits is bounded; in a store whose
-//! leaves were written tree by tree, the reads go through the packs once.
+//! Roots and inner nodes are read from the top, several at once, because neighbours are read
+//! together. Leaves are most of the data to read, so they wait until there are many, and are then
+//! read in the order of packs and offsets. The number of waiting leaves is bounded; if the leaves
+//! of a store were written tree by tree, the reads go through the packs once.
 //!
 //! A visitor knows nodes by their slots only where the [ranks](super::ranks) are sure to have them:
-//! where the row points below the watermark. A slot that is nonsense could make a node pass for one
-//! that was reached before, and everything under it would be taken for garbage. So each node is
-//! looked up before it is visited, also because a node that is missing must not go unnoticed.
-//! Nodes that were indexed after the view are told apart by their names.
+//! where the row points below the watermark. A nonsense slot could make a node pass for one that
+//! was reached before, and everything under it would be taken for garbage. So each node is looked
+//! up before it is visited, also because a missing node must not go unnoticed. Nodes that were
+//! indexed after the view are told apart by their names.
 //!
 //! Chunks of a leaf below the watermark are not looked up. A leaf is indexed with its chunks or
-//! after them, so they have slots. Where one has none, after damage or a crash, its nonsense slot
-//! only makes another chunk pass for one that is needed: that one is kept longer than it had to be.
-//! The chunk itself was then stored after the view, and counts as needed for that reason.
+//! after them, so they have slots. A chunk may have none after damage or a crash; its nonsense slot
+//! then only makes another chunk pass for needed, which is kept longer than necessary. The chunk
+//! itself was then stored after the view, and counts as needed for that reason.
 
 use std::sync::Arc;
 
@@ -35,32 +35,32 @@ use crate::{
     pack::{PackReader, ReadError, ReadSpan, Span, plan_spans},
 };
 
-/// Plain bytes of leaves that one job takes: it marks some thousand chunks in a millisecond.
+/// Plain bytes of leaves in one job: it marks some thousand chunks in a millisecond.
 const JOB_BYTES: u64 = 128 << 10;
-/// Roots, and inner nodes, that are read together. While their children wait, each of two levels
-/// may have 256 times as many, of some 80 bytes.
+/// Roots and inner nodes that are read together. While their children wait, each of two levels may
+/// have 256 times as many, of some 80 bytes each.
 const NODES_TOGETHER: usize = 32;
-/// Names that are looked up in one job: it takes a millisecond or two.
+/// Names looked up in one job: it takes a millisecond or two.
 const NAMES_OF_A_JOB: usize = 256;
-/// Names that are remembered as visited, to look them up once. A changed tree shares most of the
-/// children of its changed nodes with the tree before it.
+/// Visited names that are remembered, so that each is looked up once. A changed tree shares most of
+/// the children of its changed nodes with the tree before it.
 const RECENT_NAMES: usize = 32 << 10;
 
-/// A node that is reached.
+/// A node that a walk has reached.
 #[derive(Debug, Copy, Clone)]
 pub(super) enum Reached<'a> {
-    /// The slot of one that was indexed in the view of the ranks.
+    /// The slot of a node that was indexed in the view of the ranks.
     Slot(usize),
-    /// One that was indexed after that.
+    /// A node that was indexed after that.
     Late(&'a Name),
 }
 
-/// Takes note of what a tree holds. Threads of the store call it side by side.
+/// Receives the nodes and chunks of a tree. Threads of the store call it concurrently.
 pub(super) trait Visitor: Send + Sync + 'static {
-    /// A node is reached. Returns true if its children are wanted: each walk wants them once.
+    /// Called for a reached node. Returns true if its children are wanted: once in each walk.
     fn node(&self, node: Reached<'_>) -> bool;
 
-    /// A chunk is reached, by its slot: again and again if it occurs in many leaves.
+    /// Called for a reached chunk, with its slot; repeatedly if the chunk occurs in many leaves.
     fn chunk(&self, slot: usize);
 }
 
@@ -70,7 +70,7 @@ struct Child {
     name: Name,
     /// Of an inner node or a leaf.
     level: u8,
-    /// Of whose root it was found first: a position.
+    /// The position of the root under which the node was found first.
     owner: u32,
 }
 
@@ -83,14 +83,14 @@ struct Found {
     owner: u32,
 }
 
-/// Visits what hangs on `roots`, in their order.
+/// Visits the trees of `roots`, in their order.
 ///
 /// The walk holds nothing of the store while it waits for `pace`.
 ///
 /// # Errors
 ///
-/// [`Error::Damaged`] for a node that is missing or damaged, with the owner of the root: nobody
-/// knows what hangs below it, so nothing may be concluded from this walk. Errors of reading.
+/// [`Error::Damaged`] for a node that is missing or damaged, with the owner of the root: the nodes
+/// below it are unknown, so nothing may be concluded from this walk. Errors of reading.
 pub(super) async fn walk<V: Visitor>(
     engine: &Arc<Engine>,
     ranks: &Arc<Ranks>,
@@ -115,7 +115,7 @@ pub(super) async fn walk<V: Visitor>(
             level: 0,
             owner,
         });
-        // In a box: the futures of callers would carry room for all of its steps.
+        // Boxed: otherwise the callers' futures would carry room for all of its steps.
         Box::pin(walk.roots(some.collect())).await?;
     }
     walk.read_leaves().await
@@ -134,7 +134,7 @@ struct Walk<'a, V> {
 }
 
 impl<V: Visitor> Walk<'_, V> {
-    /// Visits some roots, and what is below them but for leaves, which wait.
+    /// Visits some roots and the nodes below them. Their leaves wait.
     async fn roots(&mut self, roots: Vec<Child>) -> Result<()> {
         let roots = self.reach(roots).await?;
         let mut tops = Vec::with_capacity(roots.len());
@@ -187,7 +187,7 @@ impl<V: Visitor> Walk<'_, V> {
         Ok(())
     }
 
-    /// Tells the visitor of nodes. Returns those whose children it wants.
+    /// Reports nodes to the visitor. Returns those whose children it wants.
     async fn reach(&self, nodes: Vec<Child>) -> Result<Vec<Found>> {
         if nodes.is_empty() {
             return Ok(Vec::new());
@@ -233,7 +233,7 @@ impl<V: Visitor> Walk<'_, V> {
             let members = span.members.clone();
             let together = match self.engine.read_span(&self.packs, span).await {
                 Ok((_, together)) => Some(together),
-                // Its pack was removed since the look-up, or one of them is damaged.
+                // The pack was removed since the look-up, or a node is damaged.
                 Err(ReadError::PackGone(_) | ReadError::Other(Error::Damaged(_))) => None,
                 Err(ReadError::Other(error)) => return Err(error),
             };
@@ -242,7 +242,7 @@ impl<V: Visitor> Walk<'_, V> {
                 let found = together.as_ref().map(|read| decoded(node, read, decode));
                 let found = match found {
                     Some(Ok(found)) => Ok(found),
-                    // Alone, to tell what is wrong with which.
+                    // Reads the node alone, to find out which is damaged and how.
                     _ => {
                         let alone = self.engine.load_node(&self.packs, node.name, decode);
                         alone.await
@@ -264,7 +264,7 @@ impl<V: Visitor> Walk<'_, V> {
         let spans = plan_spans(&places).into_iter().map(Ok::<_, Error>);
         drop(places);
         let (walk, leaves) = (&*self, &*leaves);
-        // All of them are polled as long as this is: none stands still with what it holds.
+        // All reads are polled as long as this is: none stands still with what it holds.
         let reads = stream::iter(spans);
         reads
             .try_for_each_concurrent(limits::GC_READS_IN_FLIGHT, |span| {
@@ -280,7 +280,7 @@ impl<V: Visitor> Walk<'_, V> {
         self.pace.spend(span.len_bytes as u64).await;
         match self.engine.read_span(&self.packs, span).await {
             Ok((_, read)) => self.visit_all(&members, &read).await,
-            // Its pack was removed since the look-up, or one of them is damaged: one by one, to
+            // The pack was removed since the look-up, or a leaf is damaged: read one by one, to
             // tell which.
             Err(ReadError::PackGone(_) | ReadError::Other(Error::Damaged(_))) => {
                 for member in members {
@@ -298,7 +298,7 @@ impl<V: Visitor> Walk<'_, V> {
         }
     }
 
-    /// Visits the leaves of a span, in jobs of some of them.
+    /// Visits the leaves of a span, in jobs of several leaves.
     async fn visit_all(&self, members: &[Found], read: &ReadSpan) -> Result<()> {
         let mut rest = members.iter().copied().peekable();
         while rest.peek().is_some() {
@@ -315,7 +315,7 @@ impl<V: Visitor> Walk<'_, V> {
         Ok(())
     }
 
-    /// Tells the visitor of the chunks of leaves.
+    /// Reports the chunks of leaves to the visitor.
     async fn visit(
         &self,
         leaves: Vec<Found>,
@@ -347,7 +347,7 @@ impl<V: Visitor> Walk<'_, V> {
     }
 }
 
-/// Tells a visitor of the chunks of a leaf at this place.
+/// Reports the chunks of a leaf at this place to a visitor.
 fn visit_chunks<V: Visitor>(
     meta: &dyn Meta,
     ranks: &Ranks,
@@ -361,7 +361,7 @@ fn visit_chunks<V: Visitor>(
         slots.for_each(|slot| visitor.chunk(slot));
         return Ok(());
     }
-    // Of a leaf that is late, some may be late, too.
+    // A late leaf may have late chunks.
     let names: Vec<_> = names.collect();
     for (name, place) in names.iter().zip(meta.lookup(&names)?) {
         if place.is_some_and(|place| ranks.is_below(&place))
@@ -373,7 +373,7 @@ fn visit_chunks<V: Visitor>(
     Ok(())
 }
 
-/// The slot of a node that has one.
+/// The slot of a node that must have one.
 fn slot_of(ranks: &Ranks, name: &Name) -> Result<usize> {
     ranks
         .slot(name)
@@ -396,7 +396,7 @@ fn decoded<T>(
     decode(record.payload()).map_err(|error| damage(error.to_string()).into())
 }
 
-/// Names that this walk has visited lately. It forgets at once, and never errs.
+/// Names that this walk has visited lately. It forgets on a collision, and never errs.
 struct Recent(Vec<Option<Name>>);
 
 impl Default for Recent {

@@ -1,14 +1,14 @@
-//! What a collection does: which packs it drops, rewrites and merges, in which order. Pure: it
-//! neither reads nor writes anything.
+//! Plans a collection: which packs it drops, rewrites and merges, in which order. Pure: it neither
+//! reads nor writes anything.
 //!
 //! - A pack that holds nothing needed is dropped. Nothing is copied for it.
-//! - A pack of which enough is dead is rewritten: its needed records are copied, then it goes.
+//! - A pack with enough dead bytes is rewritten: its needed records are copied, then it goes.
 //! - Small packs of neighbouring numbers are merged into one.
 //!
-//! A pack that records are still added to is sealed first, if enough of it is dead.
+//! A pack that is still written to is sealed first, if enough of it is dead.
 //!
-//! Drops come first, for they need no space. The others follow in the order of what they give back
-//! for each byte copied. Neighbours stay together: what was written together is read together.
+//! Drops come first, for they need no space. The others follow by the bytes that they return for
+//! each byte copied. Neighbours stay together: records written together are read together.
 
 use std::{cmp::Reverse, iter, num::NonZeroU64};
 
@@ -18,11 +18,11 @@ use crate::{
     limits::{FREE_BYTES_MIN, PACK_BYTES_MAX},
 };
 
-/// Bytes that may be copied before the packs that they come from are gone: a collection moves
-/// records in groups of this, and then removes their packs.
+/// Bytes that may be copied before their old packs are gone: a collection moves records in groups
+/// of this size, and then removes their packs.
 pub(crate) const GROUP_BYTES: u64 = 32 << 20;
-/// A rewrite that gives back less than this is not worth its writes. A pack with a single record
-/// has more header, footer and zeros than record, and a rewrite does not change that.
+/// Least return of a rewrite that is worth its writes. In a pack with a single record, header,
+/// footer and zeros take more than the record, and a rewrite does not change that.
 const RETURN_BYTES_MIN: u64 = 64 << 10;
 
 /// When packs are rewritten and merged.
@@ -47,7 +47,7 @@ impl Default for GcSettings {
     }
 }
 
-/// What becomes of packs.
+/// The treatment of one or several packs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GcAction {
     /// A pack goes: nothing in it is needed.
@@ -73,11 +73,11 @@ impl GcAction {
 /// A step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GcStep {
-    /// What is done.
+    /// The action of this step.
     pub action: GcAction,
     /// Bytes of records that are copied.
     pub copied_bytes: u64,
-    /// Bytes of the files that go. What is copied is to be subtracted.
+    /// Bytes of the files that go. Subtract `copied_bytes` for the net gain.
     pub returned_bytes: u64,
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn plan(
     let is_rewritten = |it: &PackTally| it.live.records > 0 && is_worth_it(it, settings);
     let rewrites = candidates.iter().copied().filter(|it| is_rewritten(it));
     let rewrites = rewrites.map(|it| step(GcAction::Rewrite(it.pack), &[it]));
-    // Neighbours that are rewritten are a run, and those that are not end one.
+    // A run is a sequence of neighbours that are rewritten; a pack that is not rewritten ends it.
     let mut copies = runs(rewrites, |a, b| are_neighbours(&candidates, a, b));
     let small = candidates.iter().copied().filter(|it| {
         it.live.records > 0 && !is_rewritten(it) && it.file_bytes < settings.merge_below_bytes
@@ -128,7 +128,7 @@ fn step(action: GcAction, packs: &[&PackTally]) -> GcStep {
     }
 }
 
-/// Whether a pack has enough that is dead.
+/// Returns true if enough of a pack is dead to be worth a rewrite.
 pub(crate) fn is_worth_it(tally: &PackTally, settings: &GcSettings) -> bool {
     let (live, dead) = (u128::from(tally.live.bytes), u128::from(tally.dead.bytes));
     dead * 100 >= (live + dead) * u128::from(settings.rewrite_dead_percent)
@@ -136,7 +136,7 @@ pub(crate) fn is_worth_it(tally: &PackTally, settings: &GcSettings) -> bool {
         && tally.file_bytes >= tally.live.bytes + RETURN_BYTES_MIN
 }
 
-/// Whether two packs of steps are of one kind, and no candidate between them stays.
+/// Returns true if two steps' packs are of one kind, and no candidate between them stays.
 fn are_neighbours(candidates: &[&PackTally], first: &GcStep, second: &GcStep) -> bool {
     let pack = |step: &GcStep| step.action.packs().next();
     let position = |pack: PackId| candidates.binary_search_by_key(&pack, |it| it.pack).ok();
@@ -150,7 +150,7 @@ fn are_neighbours(candidates: &[&PackTally], first: &GcStep, second: &GcStep) ->
     first.kind == second.kind && between.iter().all(|it| it.live.records == 0)
 }
 
-/// Steps in runs of neighbours that together copy what one pack holds, at most, or a single step.
+/// Groups steps into runs of neighbours. A run is one step, or copies at most what a pack holds.
 fn runs(
     steps: impl Iterator<Item = GcStep>,
     belong_together: impl Fn(&GcStep, &GcStep) -> bool,
@@ -170,8 +170,8 @@ fn runs(
     runs
 }
 
-/// Merges of small packs, given by their numbers: each two or more of one kind, as many as fit into
-/// a pack.
+/// Merges small packs, given in the order of their numbers: each group has two or more of one kind,
+/// as many as fit into a pack.
 fn merges<'a>(small: impl Iterator<Item = &'a PackTally>) -> impl Iterator<Item = GcStep> {
     let mut small = small.peekable();
     iter::from_fn(move || {
@@ -197,7 +197,7 @@ fn copied_bytes(steps: &[GcStep]) -> u64 {
     steps.iter().map(|step| step.copied_bytes).sum()
 }
 
-/// What steps return for each byte copied, in thousandths.
+/// Bytes that steps return for each byte copied, in thousandths.
 fn gain_permille(steps: &[GcStep]) -> u64 {
     let returned: u64 = steps.iter().map(|step| step.returned_bytes).sum();
     let gain = u128::from(returned) * 1000 / u128::from(copied_bytes(steps).max(1));

@@ -54,7 +54,7 @@ fn packs_without_anything_needed_go_first_and_the_best_return_comes_next() {
             GcAction::Rewrite(pack(1)),
         ]
     );
-    // What a drop gives back is there for the copies.
+    // The space that a drop gives back is there for the copies.
     assert_eq!(
         planned(&tallies, 0),
         [
@@ -63,7 +63,7 @@ fn packs_without_anything_needed_go_first_and_the_best_return_comes_next() {
             GcAction::Rewrite(pack(1)),
         ]
     );
-    // Without it, only what fits is copied.
+    // Without it, only the copies that fit are done.
     let scarce = 10 * MIB + GROUP_BYTES + 2 * FREE_BYTES_MIN;
     assert_eq!(
         planned(&tallies[..3], scarce),
@@ -81,8 +81,8 @@ fn neighbours_are_rewritten_together() {
         chunks(5, 250 * MIB, 0),
         chunks(6, 61 * MIB, 195 * MIB),
     ];
-    // The last is better than the second, and no neighbour of the first two, whose return for each
-    // byte copied is that of both.
+    // The last is better than the second. It is no neighbour of the first two, which rank by their
+    // joint return for each byte copied.
     assert_eq!(
         planned(&tallies, u64::MAX),
         [
@@ -192,7 +192,7 @@ proptest! {
             }
             free_bytes = free_bytes.saturating_add(step.returned_bytes).saturating_sub(step.copied_bytes);
         }
-        // Nothing dead is left where it could go without a copy.
+        // No fully dead pack is left that could go without a copy.
         let dropped = |it: &&PackTally| it.sealed && it.live.records == 0;
         prop_assert!(tallies.iter().filter(dropped).all(|it| seen.contains(&it.pack)));
     }
