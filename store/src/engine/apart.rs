@@ -1,9 +1,9 @@
-//! Work in a task of its own, which is polled whether or not its caller is, and ends with it.
+//! Work in a task of its own, which is polled even if its caller is not, and ends with the caller.
 //!
-//! A future that nobody polls stands still with all that it holds: a place among those that read, a
-//! turn to write, the right to load a node that others wait for. A caller that has several futures,
-//! and waits for one of them or for something else, does not poll the others. These then hold up
-//! everybody who needs what they hold; for ever, if the caller itself is one of those.
+//! A future that nobody polls stands still with all that it holds: a place among the reads under
+//! way, a turn to write, the right to load a node that others wait for. A caller that has several
+//! futures, and waits for one of them or for something else, does not poll the others. These then
+//! hold up everybody who needs what they hold; for ever, if the caller itself is one of those.
 
 use std::task::Poll;
 
@@ -25,7 +25,7 @@ where
     joined(&mut task.0).await
 }
 
-/// Runs work on the spot as far as it takes no waiting, and the rest in a task of its own.
+/// Runs work on the spot until it has to wait, and the rest in a task of its own.
 pub(crate) async fn apart_if_it_waits<T, F>(work: F) -> Result<T>
 where
     T: Send + 'static,
@@ -38,7 +38,7 @@ where
     }
 }
 
-/// A task that ends when this is dropped.
+/// A task that ends when this handle is dropped.
 struct EndsWithIt<T>(JoinHandle<T>);
 
 impl<T> Drop for EndsWithIt<T> {

@@ -1,4 +1,4 @@
-//! What uploads and reads may hold at one time, over all of them.
+//! Bounds on the memory of all uploads and reads at one time.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ pub(crate) struct Budgets {
     pub(crate) ingest: Arc<Semaphore>,
     /// Bytes of reads under way.
     pub(crate) reads: Semaphore,
-    /// Readers that something is read ahead for.
+    /// Readers that are being read ahead for.
     pub(crate) readaheads: Semaphore,
-    /// Leaves that open uploads have put.
+    /// Leaves that open uploads have stored.
     pub(crate) leaves: Arc<Semaphore>,
 }
 
@@ -32,8 +32,8 @@ impl Default for Budgets {
 }
 
 impl Engine {
-    /// Waits until so many more bytes of reads may be under way. A read of more than there are in
-    /// all waits for all of them.
+    /// Waits until `bytes` more of reads may be under way. A read that is larger than the whole
+    /// budget waits for all of it.
     ///
     /// # Errors
     ///

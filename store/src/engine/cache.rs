@@ -1,8 +1,8 @@
 //! The cache of reads: plain chunks and tree nodes, under one bound of bytes.
 //!
-//! They share it, for how much of each is worth most is not known before: a large volume that is
-//! read all over needs its nodes, an eighth of a percent of its size; a small one that is hot needs
-//! its chunks.
+//! They share one bound because their best proportion is not known in advance: a large volume that
+//! is read all over needs its nodes, an eighth of a percent of its size; a small hot one needs its
+//! chunks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -59,18 +59,17 @@ impl Weighter<Name, Value> for ByBytes {
     }
 }
 
-/// The cache of a store. A chunk, a leaf and an inner node are each asked for by a name of that
-/// kind.
+/// The cache of a store. A chunk, a leaf and an inner node each have a name of their own kind.
 #[derive(Debug)]
 pub(crate) struct ReadCache {
     values: Cache<Name, Value, ByBytes>,
-    /// Its bound when it has lent nothing, in bytes.
+    /// Its bound in bytes while it has lent nothing.
     bytes: u64,
-    /// How many of them it has lent.
+    /// The bytes that it has lent.
     lent_bytes: Mutex<u64>,
 }
 
-/// Memory that the cache does without. It gets it back when this is dropped.
+/// Memory that the cache lends. The cache gets it back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Lent<'a> {
     cache: &'a ReadCache,
@@ -93,7 +92,7 @@ pub(crate) struct ChunkGuard<'a>(
 impl ChunkGuard<'_> {
     /// Keeps the chunk.
     pub(crate) fn insert(self, chunk: VerifiedChunk) {
-        // It may have been taken from under the guard, which does not change the chunk.
+        // The entry may have been removed under the guard, which does not change the chunk.
         let _ = self.0.insert(Value::Chunk(chunk));
     }
 }
@@ -108,7 +107,7 @@ pub(crate) enum Found<'a> {
 }
 
 impl ReadCache {
-    /// For so many bytes of chunks, and what nodes need at least beside them.
+    /// Makes a cache for `chunk_bytes` of chunks, plus the least that nodes need.
     pub(crate) fn new(chunk_bytes: u64) -> Self {
         let bytes = chunk_bytes + limits::node_cache_bytes(chunk_bytes);
         let estimated = usize::try_from(bytes / (32 << 10)).unwrap_or(usize::MAX);
@@ -119,10 +118,9 @@ impl ReadCache {
         }
     }
 
-    /// Lends memory: drops what it keeps beyond its lower bound. It keeps a quarter of its bytes
-    /// whatever is asked for, so a cache that is smaller than by default lends less than that. Who
-    /// borrows may still take all that he asked for: the sum of the store's memory counts with the
-    /// default.
+    /// Lends memory, and evicts entries beyond the lower bound. The cache always keeps a quarter of
+    /// its bytes, so a cache smaller than the default lends less than `bytes`. The borrower may
+    /// still use all that it asked for: the sum of the store's memory counts with the default.
     pub(crate) fn lend(&self, bytes: u64) -> Lent<'_> {
         let mut lent_bytes = self.lent_bytes.lock();
         let bytes = bytes.min((self.bytes - self.bytes / 4).saturating_sub(*lent_bytes));
@@ -184,7 +182,7 @@ impl ReadCache {
         self.value_or(name, bring).await.map(Value::inner)
     }
 
-    /// A load is in a box, and made only if it is needed: the futures of warm reads are moved
+    /// The load is boxed, and made only if it is needed: the futures of warm reads are moved
     /// several times for each request, and would carry room for all of its steps.
     async fn value_or<F: Future<Output = Result<Value>>>(
         &self,
@@ -197,7 +195,7 @@ impl ReadCache {
         }
     }
 
-    /// Forgets what has this name.
+    /// Forgets the entry of this name.
     #[cfg(test)]
     pub(crate) fn forget(&self, name: Name) {
         self.values.remove(&name);
@@ -259,7 +257,7 @@ mod tests {
         assert!(cache.values.capacity() <= whole - (3 << 20) + 1024);
         assert!(cache.values.weight() <= cache.values.capacity());
         assert!(full > cache.values.capacity(), "{full}");
-        // It never lends its last quarter.
+        // The cache never lends its last quarter.
         let second = cache.lend(1 << 40);
         assert!(cache.values.capacity() >= whole / 4);
         let third = cache.lend(1 << 40);

@@ -11,7 +11,7 @@ use crate::{
     format::{Location, Name},
 };
 
-/// A chunk whose bytes have been checked against its id. There is no other way to make one.
+/// A chunk whose bytes have been checked against its id. No other constructor exists.
 #[derive(Clone)]
 pub struct VerifiedChunk {
     id: ChunkId,
@@ -27,8 +27,8 @@ impl VerifiedChunk {
         Ok(Self { id, plain })
     }
 
-    /// The same, keeping no more in memory than its own bytes: one that is stored plain is a slice
-    /// of the read.
+    /// The same chunk, holding no more memory than its own bytes: a chunk that is stored plain is a
+    /// slice of the read.
     pub(crate) fn detached(self) -> Self {
         if self.plain.is_unique() {
             return self;
@@ -72,7 +72,7 @@ pub struct StoredChunk {
     pub payload: Bytes,
 }
 
-/// A chunk by the position of its first entry: checked, or what is wrong with it.
+/// A chunk, or its error, with the position of its first entry.
 pub(crate) type CheckedChunk = (usize, std::result::Result<VerifiedChunk, Damage>);
 
 /// Unpacks one chunk and checks its id.

@@ -1,5 +1,5 @@
-//! The order of durability: what is written, synced and made visible, in which order, and nowhere
-//! else.
+//! The order of durability. Only this file decides the order in which data is written, synced and
+//! made visible.
 //!
 //! 1. Pack bytes are written and synced ([`PackWriter::flush`], whose receipt the next step asks
 //!    for).
@@ -8,15 +8,15 @@
 //!
 //! Every other change of the catalog, volumes' records included, goes through 2 and 3.
 //!
-//! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery brings
-//! in: the snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed
-//! in groups while an upload runs, so that one that is interrupted need not send them again.
+//! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery applies:
+//! the snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed in
+//! groups while an upload runs, so that an interrupted upload need not send them again.
 //!
-//! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way
-//! fail (their [`Generation`] has passed), the store goes on. What the system is short of
-//! (descriptors, memory) is waited for, and a pack that cannot be made fails those who needed it.
-//! Any other failure to write or to sync leaves the state of the disk unknown: nothing is written
-//! any more until a restart. `docs/errors.md` tells what happens for each error.
+//! A full disk loses the data that was not synced yet, and nothing else: uploads under way fail
+//! (their [`Generation`] has passed), the store goes on. If the system is short of a resource
+//! (descriptors, memory), the store waits for it; a pack that cannot be made fails those who needed
+//! it. Any other failure to write or to sync leaves the state of the disk unknown: nothing is
+//! written any more until a restart. `docs/errors.md` lists the outcome of each error.
 //!
 //! A caller's future may be dropped at any `await`, as when its client goes away. Work between two
 //! of the steps above would then be forgotten, so the steps run in tasks of their own
@@ -62,24 +62,24 @@ pub(crate) struct Commit {
     meta: Arc<dyn Meta>,
     workers: Arc<Workers>,
     disk: Arc<dyn Disk>,
-    /// The last batch found no space in the index.
+    /// True if the last batch found no space in the index.
     index_full: AtomicBool,
     pending: RwLock<Pending>,
-    /// What of them packs may have already.
+    /// The pending records that packs may have already.
     pub(super) unindexed: Arc<Unindexed>,
-    /// One flush at a time: a second would sync what the first does.
+    /// One flush at a time: a second one would sync the same data.
     pub(super) flushing: Mutex<()>,
     /// Changes of the catalog are made one after another.
     pub(super) catalog: Mutex<CatalogLog>,
     /// One checkpoint of the catalog log at a time.
     pub(super) log_checkpoint: Mutex<()>,
-    /// Held as long as anything here may write.
+    /// Held as long as any part of the commit path may write.
     _lock: DirectoryLock,
     pub(super) lost: Arc<RwLock<LostPlaces>>,
     pub(super) reliance: Arc<Reliance>,
 }
 
-/// What the commit path is made of.
+/// The parts of the commit path.
 pub(crate) struct CommitParts {
     pub(crate) chunks: PackWriter,
     pub(crate) nodes: PackWriter,
@@ -111,7 +111,7 @@ impl Drop for PoisonOnPanic {
     }
 }
 
-/// Waits for a task. A panic of it goes on here.
+/// Waits for a task. A panic of the task continues here.
 pub(crate) async fn joined<T>(
     task: impl Future<Output = std::result::Result<Result<T>, JoinError>>,
 ) -> Result<T> {
@@ -123,7 +123,7 @@ pub(crate) async fn joined<T>(
     }
 }
 
-/// Adds to what was appended before.
+/// Joins `more` to the earlier appends.
 fn join(all: &mut Option<Appended>, more: Appended) {
     match all {
         Some(all) => all.join(more),
@@ -151,7 +151,7 @@ impl Commit {
         })
     }
 
-    /// Does what must not stop half-way, even if the caller stops waiting for it.
+    /// Runs work that must not stop half-way, even if the caller stops waiting for it.
     pub(crate) async fn to_the_end<T, W, F>(self: &Arc<Self>, work: W) -> Result<T>
     where
         T: Send + 'static,
@@ -189,20 +189,20 @@ impl Commit {
         self.pending.read().check(generation)
     }
 
-    /// Why the store has stopped writing, if it has.
+    /// The reason why the store has stopped writing, if it has.
     pub(crate) fn poisoned(&self) -> Option<String> {
         self.pending.read().poisoned.clone()
     }
 
-    /// How records are kept that were appended and that the index does not know yet.
+    /// The payloads of records that were appended and that the index does not have yet.
     pub(crate) fn pending(&self, names: &[Name]) -> Vec<Option<Payload>> {
         let pending = self.pending.read();
         let records = names.iter().map(|name| pending.records.get(name).copied());
         records.collect()
     }
 
-    /// Appends records to packs of a kind, and indexes when a group is full. Returns the bytes they
-    /// take there.
+    /// Appends records to packs of a kind, and indexes when a group is full. Returns the bytes that
+    /// they take in packs.
     pub(crate) async fn append(
         self: &Arc<Self>,
         generation: Generation,
@@ -247,7 +247,7 @@ impl Commit {
         self.to_the_end(move |commit| async move {
             let flushing = match commit.flushing.try_lock() {
                 Ok(flushing) => flushing,
-                // The next group takes these along.
+                // The next group includes these records.
                 Err(_) if fill == Fill::Group => return Ok(()),
                 Err(_) => commit.flushing.lock().await,
             };
@@ -262,18 +262,18 @@ impl Commit {
             let flushing = commit.flushing.lock().await;
             commit.check(generation)?;
             commit.flush_locked(&flushing, false).await?;
-            // What was appended may have been lost to a full disk just now.
+            // A full disk may just have lost the appended records.
             commit.check(generation)
         })
         .await
     }
 
-    /// Makes the changes that `plan` finds right for the catalog as it is, which does not change
+    /// Makes the changes that `plan` returns for the current catalog, which does not change
     /// meanwhile: all of them, or none. Holds `held` until they are durable, also if the caller
     /// stops waiting for that.
     ///
-    /// A plan is pure: it changes nothing, and only says what is to change. So it may be asked
-    /// several times before its changes are made.
+    /// A plan is pure: it changes nothing, and only returns changes. So it may be called several
+    /// times before its changes are made.
     pub(crate) async fn change<T, F>(
         self: &Arc<Self>,
         held: impl Send + 'static,
@@ -306,8 +306,8 @@ impl Commit {
         .await
     }
 
-    /// Makes a snapshot of content whose nodes were all appended, and shows it. Holds `held` until
-    /// then: what the content relies on.
+    /// Makes a snapshot of content whose nodes were all appended, and shows it. Until then it holds
+    /// `held`, on which the content relies.
     pub(crate) async fn commit_snapshot(
         self: &Arc<Self>,
         generation: Generation,
@@ -328,8 +328,8 @@ impl Commit {
         .await
     }
 
-    /// Makes a record as `make` finds the catalog, which does not change meanwhile. Holds `held`
-    /// until the record is durable, also if the caller stops waiting for that.
+    /// Makes the record that `make` returns for the catalog, which does not change meanwhile. Holds
+    /// `held` until the record is durable, also if the caller stops waiting for that.
     pub(crate) async fn create<R, F>(
         self: &Arc<Self>,
         held: impl Send + 'static,
@@ -347,7 +347,7 @@ impl Commit {
         .await
     }
 
-    /// Replaces a record by what `change` makes of it. One that stays as it was is not written
+    /// Replaces a record by the one that `change` returns. An unchanged record is not written
     /// again.
     pub(crate) async fn update<R, F>(self: &Arc<Self>, id: R::Id, change: F) -> Result<R>
     where
@@ -367,7 +367,7 @@ impl Commit {
         .await
     }
 
-    /// Removes a record, if `may_go` finds nothing against it.
+    /// Removes a record, unless `may_go` returns an error.
     pub(crate) async fn delete<R, F>(self: &Arc<Self>, id: R::Id, may_go: F) -> Result<R>
     where
         R: CatalogRecord,
@@ -421,8 +421,8 @@ impl Commit {
         loop {
             match self.apply(batch.clone(), true).await {
                 Ok(()) => break,
-                // The record is durable, so it can be refused no more, and must not be overtaken by
-                // another: all changes wait.
+                // The record is durable, so it can be refused no more, and no other may overtake
+                // it: all changes wait.
                 Err(error @ Error::Full { .. }) if tries.again(&error).await => {}
                 Err(error) => {
                     self.poison(&error);
@@ -453,8 +453,7 @@ impl Commit {
         sync: bool,
     ) -> Result<()> {
         self.writable()?;
-        // What was appended before is covered by the flush. What comes meanwhile waits for the
-        // next.
+        // The flush covers all earlier appends. Later ones wait for the next flush.
         let (chunks, nodes, notes) = {
             let mut pending = self.pending.write();
             (
@@ -470,15 +469,15 @@ impl Commit {
         let taken = (chunks, nodes, notes);
         let done = self.index_taken(taken, &mut states, sync).await;
         if done.is_err() {
-            // Whatever it was: these get no rows any more, and must not count as known.
+            // After any error: these records get no rows any more, and must not count as known.
             self.drop_pending();
             self.unindexed.hold(states);
         }
         done
     }
 
-    /// Makes durable and indexes what does not wait any more. If that fails, `states` are those
-    /// that the index was not told.
+    /// Makes durable and indexes the records taken from the queue. If that fails, `states` has
+    /// those that the index does not have.
     async fn index_taken(
         &self,
         (chunks, nodes, notes): (Option<Appended>, Option<Appended>, Vec<Note>),
@@ -493,7 +492,7 @@ impl Commit {
             .await?;
         *states = self.unindexed.tell(mem::take(states), &notes);
         batch.packs(&*states);
-        // What the index has no space for is in packs, and counts as lost all the same: it is sent
+        // Records for which the index has no space are in packs, but count as lost: they are sent
         // again.
         self.flushed(self.apply(batch, sync).await)?;
         reach(Failpoint::GroupIndexed);
@@ -501,13 +500,13 @@ impl Commit {
         for record in chunks.iter().chain(&nodes) {
             pending.records.remove(&record.name);
         }
-        // Their rows are made.
+        // The records have their rows now.
         drop(notes);
         Ok(())
     }
 
-    /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so
-    /// the index cannot point at bytes that a power cut may take.
+    /// Step 1: syncs the appends of a writer, and returns their places. Only a receipt has places,
+    /// so the index cannot point at bytes that a power cut may take.
     async fn make_durable(
         &self,
         writer: &PackWriter,
@@ -548,7 +547,7 @@ impl Commit {
         }
     }
 
-    /// Whether it refuses everything because the store is being closed.
+    /// Returns true if everything is refused because the store is being closed.
     pub(crate) fn is_closing(&self) -> bool {
         self.pending.read().closing
     }
@@ -588,9 +587,9 @@ impl Commit {
         }
     }
 
-    /// Handles the outcome of appending to packs, whoever does it: only a write or sync that has
-    /// failed stops the store, and the writer says which has. One for which no pack could be made,
-    /// or whose source cannot be read, has lost nothing.
+    /// Handles the outcome of appending to packs, for any caller: only a failed write or sync stops
+    /// the store, and the writer says which failed. A caller for which no pack could be made, or
+    /// whose source cannot be read, has lost nothing.
     pub(crate) fn packed<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|error| {
             if matches!(error, Error::Poisoned { .. }) {
@@ -608,7 +607,7 @@ impl Commit {
         self.flushed(result)
     }
 
-    /// The same for a step of a flush, which drops what is pending itself, whatever has failed.
+    /// The same for a step of a flush. The flush itself drops the pending records, whatever failed.
     fn flushed<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|error| {
             let passes = matches!(
@@ -625,7 +624,7 @@ impl Commit {
         })
     }
 
-    /// Gives up what waits for the index. Ingests under way fail.
+    /// Gives up the records that wait for the index. Ingests under way fail.
     fn drop_pending(&self) {
         let mut pending = self.pending.write();
         pending.generation += 1;
@@ -635,7 +634,7 @@ impl Commit {
         pending.notes.clear();
     }
 
-    /// Stops all writing, by packs and by journals.
+    /// Stops all writing of packs and journals.
     pub(crate) fn poison(&self, error: &Error) {
         let mut pending = self.pending.write();
         if pending.poisoned.is_none() {
@@ -647,11 +646,11 @@ impl Commit {
         }
     }
 
-    /// Syncs and indexes what is pending, and refuses everything after.
+    /// Syncs and indexes the pending records, and refuses everything after.
     pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
         self.to_the_end(|commit| async move {
             commit.pending.write().closing = true;
-            // A checkpoint of the log ends soon: it looks whether the store is closing.
+            // A checkpoint of the log ends soon: it checks whether the store is closing.
             let _log_checkpoint = commit.log_checkpoint.lock().await;
             let flushing = commit.flushing.lock().await;
             // A change of the catalog that has begun ends first.
@@ -660,7 +659,7 @@ impl Commit {
                 return Ok(());
             }
             commit.flush_locked(&flushing, true).await?;
-            // Nothing is pending: what closing syncs is the packs' lengths, and their footers.
+            // Nothing is pending: closing syncs the lengths of the packs, and their footers.
             let mut batch = Batch::default();
             batch.packs(&commit.unindexed.tell(Vec::new(), &[]));
             batch.packs(commit.written(commit.chunks.close().await)?.packs());

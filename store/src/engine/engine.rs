@@ -31,9 +31,9 @@ pub(crate) struct Engine {
     pub(crate) packs: PackReader,
     /// Where packs are written.
     pub(crate) stage: Arc<dyn PackStage>,
-    /// Whether index and catalog were ever made again.
+    /// True if index and catalog were ever rebuilt.
     pub(crate) was_rebuilt: bool,
-    /// What was found to be gone from packs, or damaged: it does not count as being in the store.
+    /// Records found to be missing from packs, or damaged: they do not count as being in the store.
     pub(crate) lost: Arc<RwLock<LostPlaces>>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
@@ -42,15 +42,15 @@ pub(crate) struct Engine {
     /// Packs that running work relies on.
     pub(crate) reliance: Arc<Reliance>,
     pub(crate) budgets: Budgets,
-    /// Held by whatever takes stock of all content: a collection, an estimate. There is memory for
-    /// one of them at a time, and no record moves while another one counts.
+    /// Held by each user that takes stock of all content: a collection, an estimate. There is
+    /// memory for one of them at a time, and no record moves while another one counts.
     pub(crate) stocktaking: Mutex<()>,
 }
 
 /// The turn to take stock of all content, and the memory for it.
 #[derive(Debug)]
 pub(crate) struct Stocktaking<'a> {
-    // Given back before the turn is.
+    // Declared before the turn, so that the memory is returned first.
     _memory: Lent<'a>,
     _turn: MutexGuard<'a, ()>,
 }
@@ -71,7 +71,7 @@ impl Engine {
         self.reliance.begin(label, self.commit.floors())
     }
 
-    /// Asks the index or catalog, on a thread that may block.
+    /// Queries the index or catalog, on a thread that may block.
     pub(crate) async fn meta<T, F>(&self, priority: Priority, ask: F) -> Result<T>
     where
         T: Send + 'static,
@@ -83,7 +83,7 @@ impl Engine {
 
     /// Notes damage that a read has found: from here on the record counts as not being in the
     /// store, so an upload that sends it again repairs it. After a restart the next read or
-    /// verification finds it again.
+    /// verification finds the damage again.
     pub(crate) fn note_damage(&self, damage: &Damage) {
         if let Place::Pack { pack, offset_bytes } = damage.place
             && self.lost.write().add_record(pack, offset_bytes)

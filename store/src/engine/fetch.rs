@@ -25,8 +25,8 @@ use crate::{
     pack::{PackGone, PackReader, ReadError, ReadSpan, Span, plan_spans},
 };
 
-/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and
-/// the cache's.
+/// A chunk that is being loaded: its position among the wanted chunks, its id, its place, and the
+/// cache's guard.
 type Member<'a> = (usize, ChunkId, Location, ChunkGuard<'a>);
 
 /// How often a record is looked for in another pack when its pack is gone.
@@ -42,7 +42,7 @@ pub(crate) fn walked(error: WalkError<Error>) -> Error {
     }
 }
 
-/// Names the snapshot that was being read in an error of damage.
+/// Adds the name of the snapshot that was being read to an error of damage.
 pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
     match error {
         Error::Damaged(damage) => Error::Damaged(damage.needed_by(snapshot)),
@@ -106,8 +106,8 @@ impl Engine {
         }
     }
 
-    /// Looks up chunks again whose pack is gone. Returns those that the index has in another pack,
-    /// with their positions in `names`.
+    /// Looks up chunks again whose pack is gone. Returns those that the index now has in another
+    /// pack, with their positions in `names`.
     pub(crate) async fn moved_chunks(
         &self,
         gone: PackGone,
@@ -122,8 +122,8 @@ impl Engine {
             .collect())
     }
 
-    /// Chunks of a leaf, in this order, from the cache or their packs. What lies side by side in a
-    /// pack is read together, and unpacked in pieces on all workers. Nobody reads what somebody
+    /// Chunks of a leaf, in this order, from the cache or their packs. Neighbours in a pack are
+    /// read together, and unpacked in pieces on all workers. Nobody reads a chunk that somebody
     /// else is reading.
     pub(crate) async fn load_chunks(
         &self,
@@ -136,8 +136,7 @@ impl Engine {
             let Some(place) = place else {
                 return Err(Damage::missing(Name::chunk(*id)).into());
             };
-            // Without waiting: a caller that waits while it holds guards can be waited for in
-            // turn.
+            // Without waiting: a caller that waits while it holds guards can itself be waited for.
             match self.cache.chunk_or_guard(Name::chunk(*id)) {
                 Found::Chunk(chunk) => found[position] = Some(chunk),
                 Found::Nothing(guard) => {
@@ -162,8 +161,8 @@ impl Engine {
         for (position, chunk) in try_join_all(loads).await?.into_iter().flatten() {
             found[position] = Some(chunk);
         }
-        // What others are reading; and what could not be read with its neighbours, to tell what is
-        // wrong with which.
+        // Chunks that others are reading, and chunks that could not be read with their neighbours:
+        // read alone, to find out which is damaged and how.
         let mut chunks = Vec::with_capacity(wanted.len());
         for (chunk, (id, place)) in found.into_iter().zip(wanted) {
             chunks.push(match chunk {
@@ -174,8 +173,7 @@ impl Engine {
         Ok(chunks)
     }
 
-    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not
-    /// among them.
+    /// Reads a span and unpacks its chunks, in jobs of some chunks each. Omits damaged chunks.
     async fn load_span(
         &self,
         span: Span,
@@ -250,7 +248,7 @@ impl Engine {
                 Err(ReadError::PackGone(gone)) => gone,
                 Err(ReadError::Other(error)) => return self.noting_damage(Err(error)),
             };
-            // All of them: others may be in packs that are gone, too.
+            // All of them: the others may be in packs that are gone, too.
             let names: Vec<_> = wanted.iter().map(|(id, _)| Name::chunk(*id)).collect();
             let ask = move |meta: &dyn Meta| meta.lookup(&names);
             let now = self.meta(Priority::Read, ask).await?;
@@ -375,7 +373,7 @@ impl Engine {
             .await
     }
 
-    /// A node from its pack, wherever that is.
+    /// A node from its pack, even if it moves to another one.
     pub(crate) async fn load_node<T>(
         &self,
         packs: &PackReader,
@@ -386,7 +384,7 @@ impl Engine {
     }
 
     /// A node, checked against its id and decoded; with its place, if it is known, and the hints
-    /// that it is from.
+    /// that it came from.
     async fn decoded<T>(
         &self,
         packs: &PackReader,
@@ -428,7 +426,7 @@ impl Engine {
         }
     }
 
-    /// Where a record is by the index.
+    /// The place of a record in the index.
     pub(crate) async fn place(&self, name: Name) -> Result<Option<Location>> {
         let ask = move |meta: &dyn Meta| meta.lookup(&[name]);
         let places = self.meta(Priority::Read, ask).await?;

@@ -1,9 +1,9 @@
-//! Where the children of a node are, as far as somebody has asked for them.
+//! The places of a node's children, as far as they were looked up.
 //!
 //! A place is a hint: it is right as long as its pack is there, so it stays with its node. In a
-//! large store a look-up costs more than most else that a read does, and most nodes are read in one
-//! place before they leave the cache. So a read looks up the children that it needs, and beside
-//! them as many as the node has places by then: a leaf that is read once costs one look-up, and one
+//! large store a look-up costs more than most other steps of a read, and most nodes are read in one
+//! place before they leave the cache. So a read looks up the children that it needs, and besides as
+//! many others as the node has places by then: a leaf that is read once costs one look-up, and one
 //! that is read from end to end a few large ones.
 
 use std::num::NonZeroU32;
@@ -16,13 +16,13 @@ use crate::format::{
     pack::{PAYLOAD_BYTES_MAX, Payload, RECORD_ALIGN, RecordKind},
 };
 
-/// Bits of a hint's number that have the stored length.
+/// Bits of a hint's number that hold the stored length.
 const LENGTH_BITS: u32 = 20;
 const _: () = assert!(PAYLOAD_BYTES_MAX < 1 << LENGTH_BITS);
-/// The bit of a chunk with an open end; above it is the codec.
+/// The bit of a chunk with an open end. The codec is above it.
 const OPEN_BIT: u32 = 1 << LENGTH_BITS;
 
-/// A place without what the node itself tells of its child, in less than half of the memory.
+/// A place without the facts that the node has about its child, in less than half of the memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hint {
     pack_number: u64,
@@ -31,12 +31,12 @@ pub(super) struct Hint {
     payload: NonZeroU32,
 }
 
-/// What a hint takes in memory.
+/// Bytes of a hint in memory.
 pub(super) const HINT_BYTES: usize = size_of::<Option<Hint>>();
 const _: () = assert!(HINT_BYTES == 16);
 
 impl Hint {
-    /// `None` for a place that is not written so: past the first 32 GiB of a pack.
+    /// `None` for a place that a hint cannot express: past the first 32 GiB of a pack.
     fn of(place: &Location) -> Option<Self> {
         let Payload {
             codec,
@@ -92,7 +92,7 @@ struct Known {
 }
 
 impl Hints {
-    /// None yet.
+    /// Makes hints without any place.
     pub(super) fn new(children: usize) -> Self {
         Self(Mutex::new(Known {
             hints: vec![None; children].into_boxed_slice(),
@@ -109,8 +109,8 @@ impl Hints {
             .collect()
     }
 
-    /// Children that are worth a look-up together with others before position `from`: the next ones
-    /// whose places are unknown, as many as are known.
+    /// Children that are worth a look-up with the others before `from`: the next ones with unknown
+    /// places, as many as there are known places.
     pub(super) fn ahead(&self, from: usize) -> Vec<usize> {
         let known = self.0.lock();
         let unknown = known.hints.iter().enumerate().skip(from);

@@ -1,4 +1,4 @@
-//! Which chunks and nodes the store has, in the index or on the way there.
+//! The chunks and nodes that the store has, in the index or on the way there.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     pack::EncodedRecord,
 };
 
-/// What the index says of a record.
+/// The state of a record in the index.
 #[derive(Debug, Clone, Copy)]
 enum Row {
     Absent,
@@ -32,8 +32,8 @@ impl Row {
 }
 
 impl Engine {
-    /// Positions of the chunks that the store lacks, ascending. It keeps the others for as long as
-    /// the guard lives; without one, only as long as a root names them.
+    /// Positions of the chunks that the store lacks, ascending. The others are kept for as long as
+    /// the guard lives; without a guard, only as long as a root names them.
     pub(crate) async fn missing_chunks(
         &self,
         guard: Option<&Guard>,
@@ -48,15 +48,15 @@ impl Engine {
             .collect())
     }
 
-    /// For each record, how the store keeps it; `None` if it has not got it. It keeps them for as
+    /// For each record, how the store keeps it; `None` if the store lacks it. They are kept for as
     /// long as the guard lives, so a record in a pack that is about to go is not known.
     pub(crate) async fn known(
         &self,
         guard: Option<&Guard>,
         names: Vec<Name>,
     ) -> Result<Vec<Option<Payload>>> {
-        // A record leaves the pending ones only after it has entered the index: asked in this
-        // order, none is missed.
+        // A record leaves the pending ones only after it has entered the index. Asked in this
+        // order, no record is missed.
         let mut known = self.commit.pending(&names);
         let rows = self.rows(guard, names.clone()).await?;
         let mut going = Vec::new();
@@ -73,9 +73,9 @@ impl Engine {
         Ok(known)
     }
 
-    /// Settles which records are known whose rows point into packs that are about to go. Packs are
-    /// condemned while no row is made. So a copy that still waits to be indexed will replace the
-    /// row, and one that does not wait has done so, or was dropped in favour of the row.
+    /// Settles which records are known, of those whose rows point into packs that are about to go.
+    /// Packs are condemned while no row is made. So a copy that waits to be indexed will replace
+    /// the row, and any other copy has done so, or was dropped in favour of the row.
     async fn replaced(
         &self,
         guard: Option<&Guard>,
@@ -136,7 +136,7 @@ impl Engine {
         }
     }
 
-    /// Appends those nodes that are not there yet. Returns the bytes they take.
+    /// Appends the nodes that the store lacks. Returns the bytes that they take.
     pub(crate) async fn append_new_nodes(
         &self,
         guard: &Guard,

@@ -21,7 +21,7 @@ pub(super) struct Child {
     pub(super) plain_bytes: Option<u32>,
 }
 
-/// A leaf, and where its chunks are, as far as that is known.
+/// A leaf, and the places of its chunks, as far as they are known.
 #[derive(Debug)]
 pub(crate) struct LocatedLeaf {
     leaf: Arc<Leaf>,
@@ -47,7 +47,7 @@ impl LocatedLeaf {
         &self.leaf
     }
 
-    /// What it takes in memory, for the cache's bound.
+    /// Bytes that it takes in memory, for the cache's bound.
     pub(super) fn memory_bytes(&self) -> usize {
         self.leaf.entries().len() * (size_of::<LeafEntry>() + HINT_BYTES)
     }
@@ -60,7 +60,7 @@ impl LocatedLeaf {
         })
     }
 
-    /// The places that are known, of the entries at these positions.
+    /// The known places of the entries at these positions.
     #[cfg(test)]
     pub(crate) fn known(&self, positions: &[usize]) -> Vec<Option<Location>> {
         let hints = positions.iter().zip(self.hints.at(positions));
@@ -79,7 +79,7 @@ impl LocatedLeaf {
     }
 }
 
-/// An inner node, and where its children are, as far as that is known.
+/// An inner node, and the places of its children, as far as they are known.
 #[derive(Debug)]
 pub(crate) struct LocatedInner {
     inner: Arc<InnerNode>,
@@ -98,7 +98,7 @@ impl LocatedInner {
         &self.inner
     }
 
-    /// What it takes in memory, for the cache's bound.
+    /// Bytes that it takes in memory, for the cache's bound.
     pub(super) fn memory_bytes(&self) -> usize {
         size_of_val(self.inner.children()) + self.inner.children().len() * HINT_BYTES
     }

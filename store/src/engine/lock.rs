@@ -12,7 +12,7 @@ use rustix::{
 
 use crate::{Error, Result, format::names};
 
-/// The lock of a data directory, held as long as this lives. The kernel lets go of it when the
+/// The lock of a data directory, held as long as this lives. The kernel releases it when the
 /// process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
@@ -20,7 +20,7 @@ pub(crate) struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Takes the lock, or says who is in the way: [`Error::InUse`].
+    /// Takes the lock, or returns its holder: [`Error::InUse`].
     pub(crate) fn take(data_dir: &Path) -> Result<Self> {
         let path: PathBuf = names::lock(data_dir);
         #[expect(

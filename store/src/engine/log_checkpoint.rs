@@ -10,8 +10,8 @@
 //! Changes of the catalog wait only while the last records are copied, the new log is synced and
 //! takes its place.
 //!
-//! A checkpoint that fails leaves everything as it was, and is tried again. Only if it is unknown
-//! which of both logs has the name, the store stops writing: what it appended to one of them might
+//! A failed checkpoint leaves everything as it was, and is tried again. The store stops writing
+//! only if it is unknown which of both logs has the name: records appended to the wrong one would
 //! be lost.
 
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl Engine {
         ratio: u64,
     ) -> Result<Option<LogCheckpoint>> {
         let engine = Arc::clone(self);
-        // The future may be dropped between the rename and what has to follow it.
+        // The future may be dropped between the rename and the steps that must follow it.
         let checkpoint = move |commit: Arc<Commit>| async move {
             let _only = commit.log_checkpoint.lock().await;
             let source = {
@@ -70,8 +70,8 @@ impl Engine {
         self.commit.to_the_end(checkpoint).await
     }
 
-    /// Checks that there is space for the new log beside what index and log need meanwhile. It is
-    /// not longer than the old one, which has all of its records.
+    /// Checks that there is space for the new log beside the needs of index and log meanwhile. The
+    /// new log is not longer than the old one, which has all of its records.
     fn check_space(&self, source: &Source) -> Result<()> {
         let needed_bytes = source.end().offset_bytes + limits::FREE_BYTES_MIN;
         if self.space.free_bytes()? < needed_bytes {
@@ -95,7 +95,7 @@ impl Engine {
             log.note_deletions(&mut begun.missing).await?;
         }
         let mut new = begun.finish().await?;
-        // What was there before the view is in the checkpoint.
+        // The checkpoint has all records from before the view.
         let mut copied = source.end();
         let mut log = loop {
             new.sync().await?;
@@ -106,7 +106,7 @@ impl Engine {
                 new.copy(&mut behind).await?;
                 break log;
             }
-            // So much takes a while, during which changes go on.
+            // Copying so much takes a while, during which changes go on.
             drop(log);
             new.copy(&mut behind).await?;
             copied = behind.position();

@@ -1,6 +1,6 @@
-//! The engine of an open store: what uploads, reads and volumes are built on.
+//! The engine of an open store, on which uploads, reads and volumes are built.
 //!
-//! It knows nothing of any of them, nor of the API above.
+//! It knows none of them, and nothing of the API above.
 //!
 //! | file | what |
 //! | --- | --- |

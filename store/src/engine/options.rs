@@ -9,14 +9,13 @@ use crate::{io::IoEngine, limits};
 /// How to open a store.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where it is, or is to be made.
+    /// The data directory, which may not exist yet.
     pub data_dir: PathBuf,
-    /// How a new store packs chunks; one that exists may be given another for what is written from
-    /// now on. `None`: as it was.
+    /// Compression of new chunks, also in an existing store. `None`: unchanged.
     pub compression: Option<Compression>,
     /// Bytes of plain chunks and tree nodes kept for reads.
     pub chunk_cache_bytes: u64,
-    /// What each volume's journal may take on disk, between [`limits::JOURNAL_BYTES_LEAST`] and
+    /// Limit of each volume's journal on disk, between [`limits::JOURNAL_BYTES_LEAST`] and
     /// [`limits::JOURNAL_BYTES_LIMIT`].
     pub journal_bytes_max: u64,
     /// How files are read and written.

@@ -1,4 +1,4 @@
-//! What was appended and waits for the index.
+//! Appended records that wait for the index.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,7 @@ use crate::{
     pack::Appended,
 };
 
-/// A span between two losses of unsynced records. What was learned in one does not hold in the
-/// next.
+/// A span between two losses of unsynced records. Facts learned in one do not hold in the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation(pub(super) u64);
 
@@ -22,9 +21,9 @@ pub(super) struct Pending {
     pub(super) records: HashMap<Name, Payload>,
     pub(super) chunks_appended: Option<Appended>,
     pub(super) nodes_appended: Option<Appended>,
-    /// Of their appends.
+    /// The notes of their appends.
     pub(super) notes: Vec<Note>,
-    /// Set once: why nothing is written any more.
+    /// Set once: the reason why nothing is written any more.
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
 }
@@ -61,7 +60,7 @@ impl Pending {
         bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
     }
 
-    /// Whether they are enough to be indexed.
+    /// Returns whether the records are enough to be indexed.
     pub(super) fn fill(&self) -> Fill {
         let records = self.records.len();
         if records >= 2 * limits::INDEX_GROUP_RECORDS {

@@ -5,10 +5,10 @@
 //! root, read the record again, and go on if it still names that root ([`Engine::pin_named`]).
 //! Content that was stored just now is covered by its open ingest until the pin is taken.
 //!
-//! Whoever wants all roots that content hangs on [looks](Pins::look) at the pins from before the
-//! moment at which he reads the catalog until after it. At that moment a root that is in use is
-//! named by a record, or pinned. It may move from a record to a pin before he reads the pins, and
-//! from a pin to a new record after that moment: so pins that are dropped meanwhile count.
+//! A reader that needs all roots [looks](Pins::look) at the pins from before the moment at which it
+//! reads the catalog until after it. At that moment a root in use is named by a record, or pinned.
+//! It may move from a record to a pin before the reader gets the pins, and from a pin to a new
+//! record after that moment: so pins that are dropped meanwhile count.
 //!
 //! Pins are in memory only: after a restart nobody reads anything.
 
@@ -31,15 +31,15 @@ pub(crate) struct Pins(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     counts: HashMap<RootId, u32>,
-    /// How many look.
+    /// Number of looks under way.
     looking: u32,
     /// Roots whose last pin was dropped while somebody was looking.
     dropped: HashSet<RootId>,
 }
 
 impl Pins {
-    /// Pins a root. Whether its content is sure to be there is for the caller to know: see the
-    /// rule in this file's head.
+    /// Pins a root. The caller must know that its content is sure to be there: see the rule in this
+    /// file's head.
     pub(crate) fn pin(self: &Arc<Self>, root: RootId) -> RootPin {
         *self.0.lock().counts.entry(root).or_default() += 1;
         RootPin {
@@ -54,14 +54,14 @@ impl Pins {
         Looking(Arc::clone(self))
     }
 
-    /// How many pins a root has.
+    /// Number of pins on a root.
     #[cfg(test)]
     pub(crate) fn count(&self, root: RootId) -> u32 {
         self.0.lock().counts.get(&root).copied().unwrap_or(0)
     }
 }
 
-/// A look at pins, from its beginning on.
+/// A look at the pins, and at all that are taken or dropped since it began.
 pub(crate) struct Looking(Arc<Pins>);
 
 impl Looking {
@@ -127,7 +127,7 @@ impl fmt::Debug for RootPin {
 
 impl Engine {
     /// Pins the root that a record names, and returns the record as it was while the pin held.
-    /// `None` where it names none.
+    /// `None` if the record names no root.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Where the children of nodes are: by what is known of it, or by the index.
+//! The places of nodes' children, by hints or by the index.
 
 use varve_content::NodeId;
 
@@ -14,12 +14,12 @@ use crate::{
 };
 
 impl Engine {
-    /// Where chunks of a leaf are, by the positions of their entries, in this order; `None` for one
-    /// that the index does not know.
+    /// Places of chunks of a leaf, by the positions of their entries, in this order; `None` for a
+    /// chunk that the index lacks.
     ///
     /// # Errors
     ///
-    /// Those of reading the index.
+    /// Errors of reading the index.
     pub(crate) async fn places(
         &self,
         of: &LocatedLeaf,
@@ -28,17 +28,17 @@ impl Engine {
         self.children(&of.hints, positions, |at| of.child(at)).await
     }
 
-    /// Where all chunks of a leaf are.
+    /// Places of all chunks of a leaf.
     ///
     /// # Errors
     ///
-    /// Those of reading the index.
+    /// Errors of reading the index.
     pub(crate) async fn all_places(&self, of: &LocatedLeaf) -> Result<Vec<Option<Location>>> {
         let all: Vec<_> = (0..of.leaf().entries().len()).collect();
         self.places(of, &all).await
     }
 
-    /// Where a child of an inner node is.
+    /// The place of a child of an inner node.
     pub(super) async fn place_under(
         &self,
         parent: &LocatedInner,
@@ -52,10 +52,10 @@ impl Engine {
         Ok(places.into_iter().next().flatten())
     }
 
-    /// Where children of a node are, by their positions.
+    /// Places of children of a node, by their positions.
     ///
-    /// What was looked up before is not looked up again, unless it is lost: it may be in another
-    /// pack by now. What the index lacks may come again, by an upload or a copy.
+    /// A known place is not looked up again, unless it is lost: the record may be in another pack
+    /// by now. A record that the index lacks may come back, by an upload or a copy.
     async fn children(
         &self,
         hints: &Hints,
@@ -93,14 +93,14 @@ impl Engine {
         }
         let all = asked.into_iter().zip(&found);
         hints.learn(all.map(|((at, _), place)| (at, *place)));
-        // What was asked for ahead comes behind these.
+        // The children looked up ahead come behind these.
         let unknown = places.iter_mut().filter(|place| place.is_none());
         unknown.zip(found).for_each(|(place, found)| *place = found);
         Ok(places)
     }
 }
 
-/// Whether a record can be what the node says.
+/// Returns true if a place agrees with the node's entry for the child.
 fn is_as_told(child: &Child, place: &Location) -> bool {
     let found = place.payload.plain_bytes;
     let is_so = child.plain_bytes.is_none_or(|told| told == found);

@@ -32,8 +32,8 @@ impl Engine {
 
     /// Records by label, ascending by bytes.
     ///
-    /// However many there are, the store's threads are asked for a few of them at a time, and
-    /// others have their turn in between. What is made or deleted meanwhile may be listed or not.
+    /// A long list asks the store's threads for a few records at a time, and others have their turn
+    /// in between. A record made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: CatalogRecord>(&self, query: ListQuery) -> Result<Vec<R>> {
         let limit = query.limit.min(limits::LIST_MAX);
         let filter = Arc::new(Filter {
@@ -48,7 +48,7 @@ impl Engine {
         {
             let steps = match filter.tags.is_empty() {
                 true => (limit - found.len()).min(limits::LIST_SLICE_RECORDS),
-                // What is looked at and what is found are not the same.
+                // With tags, the number of records examined is not the number found.
                 false => limits::LIST_SLICE_RECORDS,
             };
             let filter = Arc::clone(&filter);
@@ -76,7 +76,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// Sets and removes tags of a record, in one step. What is both set and removed is set.
+    /// Sets and removes tags of a record, in one step. A tag that is both set and removed is set.
     pub(crate) async fn tag<R: Tagged>(
         &self,
         key: Key<R>,

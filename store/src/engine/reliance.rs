@@ -8,17 +8,17 @@
 //!   condemned. The guard then holds that pack. A name in a condemned pack is unknown: the sender
 //!   sends it again, and the new row replaces the old one.
 //! - **New rows.** A row that is made after an ingest has begun points into a pack whose number is
-//!   at or above the guard's [`Floors`], whoever makes it: its record was appended later, or was on
-//!   its way to the index, or the collector was moving records into that pack. The collector takes
-//!   no pack at or above the floors of an open guard. So they cover records that the ingest
-//!   appends, and those that it finds without a row.
+//!   at or above the guard's [`Floors`], no matter who makes the row: its record was appended
+//!   later, or was on its way to the index, or the collector was moving records into that pack. The
+//!   collector takes no pack at or above the floors of an open guard. So they cover records that
+//!   the ingest appends, and those that it finds without a row.
 //! - **Leaves that are taken over.** They hang on a root, which the ingest [pins](super::pins).
 //!
 //! A pack is condemned only while no guard holds it, and stays condemned until it is gone. If it
 //! could be acquitted, an ingest might rely on a row that it was told to replace, and whose pack it
 //! does not hold.
 //!
-//! All of it is in memory only: after a restart nothing runs, so nothing is relied on.
+//! All of this is in memory only: after a restart nothing runs, so nothing is relied on.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -30,33 +30,33 @@ use parking_lot::Mutex;
 
 use crate::format::{PackId, PackKind};
 
-/// Who relies on which packs.
+/// The packs that running work relies on.
 #[derive(Debug, Default)]
 pub(crate) struct Reliance(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many guards hold each pack.
+    /// Number of guards that hold each pack.
     held: HashMap<PackId, u32>,
     guards: BTreeMap<u64, Open>,
-    /// Of the guard that was made last.
+    /// The ticket of the guard that was made last.
     last_ticket: u64,
     condemned: HashSet<PackId>,
     /// The lowest packs that records are moved into now.
     moving: Option<Floors>,
-    /// How often condemned packs were removed. A place that was looked up before may be in one.
+    /// Number of removals of condemned packs. A place from before a removal may be gone with it.
     removals: u64,
 }
 
 #[derive(Debug)]
 struct Open {
-    /// The work that relies on it, for messages.
+    /// The name of the work that relies on packs, for messages.
     label: String,
     floors: Floors,
     packs: HashSet<PackId>,
 }
 
-/// The lowest number, of each kind, of the packs that new rows may point into.
+/// The lowest number, of each kind, of a pack that new rows may point into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Floors {
     pub(crate) chunks: u64,
@@ -64,13 +64,13 @@ pub(crate) struct Floors {
 }
 
 impl Floors {
-    /// Of no packs.
+    /// The floors of no packs.
     pub(crate) const NONE: Self = Self {
         chunks: u64::MAX,
         nodes: u64::MAX,
     };
 
-    /// Of packs of one kind.
+    /// The floor of packs of one kind.
     pub(crate) const fn of(kind: PackKind, lowest: u64) -> Self {
         match kind {
             PackKind::Chunks => Self {
@@ -84,7 +84,7 @@ impl Floors {
         }
     }
 
-    /// Returns true if a pack is below.
+    /// Returns true if a pack is below the floors.
     pub(crate) const fn are_above(&self, pack: PackId) -> bool {
         let floor = match pack.kind {
             PackKind::Chunks => self.chunks,
@@ -116,13 +116,13 @@ pub struct HeldPack {
 }
 
 impl Reliance {
-    /// Begins to rely: on what is appended from now on, and on what the guard holds later.
+    /// Begins to rely on all later appends, and on what the guard will hold.
     pub(crate) fn begin(self: &Arc<Self>, label: &str, floors: Floors) -> Arc<Guard> {
         let mut state = self.0.lock();
         state.last_ticket += 1;
         let ticket = state.last_ticket;
         // A record that is moved may have been sent again meanwhile, and its new copy is dropped in
-        // favour of the row that was moved.
+        // favour of the moved row.
         let open = Open {
             label: label.to_owned(),
             floors: floors.lower(state.moving.unwrap_or(Floors::NONE)),
@@ -136,8 +136,8 @@ impl Reliance {
         })
     }
 
-    /// Records are moved into new packs from here on, until the guard is dropped. `lowest` is at or
-    /// below their numbers.
+    /// From here on records are moved into new packs, until the returned guard is dropped. `lowest`
+    /// is at or below their numbers.
     pub(crate) fn move_into(self: &Arc<Self>, lowest: u64) -> Moving {
         self.0.lock().moving = Some(Floors {
             chunks: lowest,
@@ -177,8 +177,7 @@ impl Reliance {
         self.0.lock().condemned.clone()
     }
 
-    /// Condemns those packs that no guard holds. Returns the others, each with one of those who
-    /// hold it.
+    /// Condemns those packs that no guard holds. Returns the others, each with one of its holders.
     pub(crate) fn condemn(&self, packs: impl IntoIterator<Item = PackId>) -> Vec<HeldPack> {
         let mut state = self.0.lock();
         let mut refused = Vec::new();
@@ -209,7 +208,7 @@ impl Reliance {
     }
 }
 
-/// Records are being moved, until this is dropped.
+/// Exists while records are being moved.
 #[derive(Debug)]
 pub(crate) struct Moving(Arc<Reliance>);
 
@@ -219,7 +218,7 @@ impl Drop for Moving {
     }
 }
 
-/// The packs that one ingest relies on, until this is dropped.
+/// Holds the packs that one ingest relies on, until it is dropped.
 pub(crate) struct Guard {
     reliance: Arc<Reliance>,
     ticket: u64,
@@ -313,7 +312,7 @@ mod tests {
         let by = "second".to_owned();
         assert_eq!(held, [HeldPack { pack: two, by }]);
         assert_eq!(reliance.condemned(), [one].into());
-        // It stays condemned, whoever asks.
+        // It stays condemned for every guard.
         assert_eq!(second.hold(now, [one, two]), Some(vec![false, true]));
         drop(second);
         assert_eq!(reliance.condemn([one, two]), []);
@@ -349,7 +348,7 @@ mod tests {
         drop(second);
         assert!(reliance.floors().are_above(pack_9));
         drop(first);
-        // And of packs that records are moved into, while they are.
+        // Floors also cover packs that records are moved into, while they are.
         let moving = reliance.move_into(3);
         let third = reliance.begin("third", floors);
         drop(moving);

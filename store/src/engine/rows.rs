@@ -1,5 +1,5 @@
-//! Rows of the index: which new ones are made, and which the collector moves and removes. All of it
-//! is done while nobody else makes rows.
+//! Rows of the index: the new ones that are made, and those that the collector moves and removes.
+//! All of this happens while nobody else makes rows.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::{
 };
 
 impl Commit {
-    /// A row that is made from now on points into a pack at or above these.
+    /// Returns the lowest packs that a row made from now on may point into.
     pub(crate) fn floors(&self) -> Floors {
         // In this order: a record that is on its way to a row is appended now, or in a pack without
-        // a footer, or in one that is begun later. A pack that is begun later has a higher number.
+        // a footer, or in a later pack, which has a higher number.
         let next = self.chunks.next_number();
         let unsealed = |writer: &PackWriter| writer.lowest_unsealed().unwrap_or(next);
         let unsealed = Floors {
@@ -25,10 +25,10 @@ impl Commit {
         unsealed.lower(self.unindexed.floors())
     }
 
-    /// The rows of new records. A row that is there stays, and the new record is a second copy that
-    /// nothing points to: others may rely on the pack that the row points into. But a row is
-    /// replaced that points to a lost record, or into a condemned pack, because whoever asked for
-    /// the record was told that the store has not got it.
+    /// Puts the rows of new records. An existing row stays, because others may rely on its pack;
+    /// the new record is then a second copy without a row. But a row is replaced if it points to a
+    /// lost record, or into a condemned pack, because whoever asked for the record was told that
+    /// the store has not got it.
     pub(super) async fn put_rows(
         &self,
         records: impl Iterator<Item = &PlacedRecord> + Clone,
@@ -55,7 +55,7 @@ impl Commit {
     }
 
     /// Condemns those packs that no guard holds, and returns the others. No row is made meanwhile:
-    /// a row that is made later does not stay in favour of a copy if it points into one of them.
+    /// a later copy replaces any row that points into a condemned pack.
     pub(crate) async fn condemn(self: &Arc<Self>, packs: Vec<PackId>) -> Result<Vec<HeldPack>> {
         self.to_the_end(|commit| async move {
             let _flushing = commit.flushing.lock().await;
@@ -64,11 +64,11 @@ impl Commit {
         .await
     }
 
-    /// Keeps what came of a garbage collection.
+    /// Keeps the outcome of a garbage collection.
     ///
     /// # Errors
     ///
-    /// Those of a write. None of them stops the store.
+    /// Errors of a write. None of them stops the store.
     pub(crate) async fn note_run(&self, run: LastRun) -> Result<()> {
         self.writable()?;
         let mut batch = Batch::default();
@@ -76,12 +76,12 @@ impl Commit {
         self.apply(batch, false).await
     }
 
-    /// Seals those packs that records are still added to: later ones go into others. Returns the
-    /// packs that are sealed now, and whose records all have rows.
+    /// Seals those packs that are still open: later records go into others. Returns the packs that
+    /// are sealed now, and whose records all have rows.
     ///
     /// # Errors
     ///
-    /// Those of a flush.
+    /// Errors of a flush.
     pub(crate) async fn seal(self: &Arc<Self>, packs: Vec<PackId>) -> Result<Vec<PackId>> {
         self.to_the_end(|commit| async move {
             let flushing = commit.flushing.lock().await;
@@ -90,7 +90,7 @@ impl Commit {
                 packs.iter().for_each(|pack| writer.end_pack(*pack));
             }
             commit.flush_locked(&flushing, false).await?;
-            // What is appended meanwhile is made durable, too, and waits for its rows.
+            // Records appended meanwhile are made durable, too, and wait for their rows.
             let mut states = Vec::new();
             for writer in [&commit.chunks, &commit.nodes] {
                 match commit.written(writer.flush().await) {
@@ -109,7 +109,7 @@ impl Commit {
                 commit.unindexed.hold(told);
             }
             commit.relocated(applied)?;
-            // Asked, for either flush may have sealed them, and so may somebody before.
+            // Looked up, because either flush, or an earlier one, may have sealed them.
             let sealed = move |meta: &dyn Meta| {
                 let states = packs.into_iter().map(|pack| meta.pack_state(pack));
                 let states = states.collect::<Result<Vec<_>>>()?.into_iter().flatten();
@@ -142,8 +142,8 @@ impl Commit {
         .await
     }
 
-    /// Handles the outcome of a change of the index that makes no rows for new records: a full disk
-    /// takes nothing from uploads.
+    /// Handles the outcome of an index change that makes no rows for new records: a full disk takes
+    /// nothing from uploads.
     fn relocated(&self, result: Result<()>) -> Result<()> {
         result.inspect_err(|error| {
             if !matches!(error, Error::Full { .. } | Error::Shortage { .. }) {

@@ -1,4 +1,4 @@
-//! Free space on the store's file system, and what can give some back.
+//! Free space on the store's file system, and reserves that can give some back.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -10,9 +10,9 @@ use crate::{
     limits,
 };
 
-/// Holds space on the file system that it can do without.
+/// Holds space on the file system that can be given up.
 pub(crate) trait SpaceReserve: fmt::Debug + Send + Sync {
-    /// Gives back all that is not in use. May take long.
+    /// Gives back all space that is not in use. May take long.
     fn give_up(&self);
 }
 
@@ -33,8 +33,7 @@ impl FreeSpace {
         }
     }
 
-    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of
-    /// it.
+    /// Adds a reserve. It is asked to give space back before anything is refused for lack of space.
     pub(crate) fn register(&self, reserve: Arc<dyn SpaceReserve>) {
         self.reserves.write().push(reserve);
     }
@@ -46,12 +45,12 @@ impl FreeSpace {
             .map_err(|source| Error::io("read the free space of", &self.data_dir, source))
     }
 
-    /// Checks that there is more than index and catalog log need: chunks must not take the last of
-    /// it.
+    /// Checks that there is more free space than index and catalog log need: chunks must not take
+    /// the last of it.
     ///
     /// # Errors
     ///
-    /// [`Error::Reserved`] if there is not, even after the reserves have given back what they hold.
+    /// [`Error::Reserved`] if there is not, even after the reserves have given space back.
     pub(crate) async fn check(&self) -> Result<()> {
         let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
         if !is_short()? {

@@ -1,15 +1,14 @@
-//! Records on their way into packs that the index does not have yet, and what they forbid it to
-//! say of packs.
+//! Records in packs that the index does not have yet, and their effect on the states of packs.
 //!
 //! A flush makes durable all that was appended before it. That may include records that enter the
-//! index only with a later batch: those of an append that is under way, or that ended just now. The
-//! state of a pack must not cover these. Recovery surveys what is behind
-//! [`PackState::indexed_bytes`], and garbage collection concludes from a row before it that the row
-//! is as old as the state.
+//! index only with a later batch: those of an append that is under way, or that has just ended. The
+//! state of a pack must not cover these. Recovery surveys the part behind
+//! [`PackState::indexed_bytes`], and garbage collection concludes that a row before it is as old as
+//! the state.
 //!
-//! So each append notes where its pack ends when it begins; its records come behind. The note stays
+//! So each append notes the end of its pack when it begins; its records come behind. The note stays
 //! until the rows of its records are made, or until the append has failed or was given up. The
-//! lowest note also says which packs new rows may point into.
+//! lowest note also gives the lowest packs that new rows may point into.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,16 +20,16 @@ use parking_lot::Mutex;
 use super::Floors;
 use crate::format::{PackId, PackKind, PackPhase, PackState};
 
-/// Where records may be that the index does not have.
+/// Places behind which records may be that the index does not have.
 #[derive(Debug, Default)]
 pub(super) struct Unindexed(Mutex<Notes>);
 
 #[derive(Debug, Default)]
 struct Notes {
-    /// Kind, pack number and offset in bytes of where appends began, with numbers of their own.
+    /// Kind, pack number and offset in bytes at which each append began, and its own number.
     from: BTreeSet<(PackKind, u64, u64, u64)>,
     last: u64,
-    /// States that must not be told yet.
+    /// States that the index must not have yet.
     held: BTreeMap<PackId, PackState>,
 }
 
@@ -69,8 +68,8 @@ impl Unindexed {
         lowest.fold(Floors::NONE, Floors::lower)
     }
 
-    /// What may be told of packs that are durable as `states` say, and of those that were held back
-    /// before, in a batch that has the records of some appends.
+    /// Returns the states that the index may have of packs, with a batch of the records of
+    /// `of_batch`. The packs are durable as `states` say; states held back before are included.
     pub(super) fn tell(&self, states: Vec<PackState>, of_batch: &[Note]) -> Vec<PackState> {
         let mut notes = self.0.lock();
         let notes = &mut *notes;
@@ -105,12 +104,12 @@ impl Unindexed {
         told
     }
 
-    /// Keeps states that could not be told, for the next time. Without them a pack with a footer
-    /// would count as open until a restart.
+    /// Keeps states that the index did not get, for the next time. Without them a pack with a
+    /// footer would count as open until a restart.
     pub(super) fn hold(&self, states: Vec<PackState>) {
         let mut notes = self.0.lock();
         for state in states {
-            // One that was told in part is held as a whole already.
+            // A state that was returned in part is already held whole.
             notes.held.entry(state.pack).or_insert(state);
         }
     }
@@ -167,7 +166,7 @@ mod tests {
             [state(7, 9000, true), state(8, 6000, false)]
         );
         assert_eq!(notes.tell(Vec::new(), &[]), []);
-        // What was told and not kept is told again.
+        // A returned state that was not stored is returned again.
         notes.hold(vec![state(7, 9000, true)]);
         assert_eq!(notes.tell(Vec::new(), &[]), [state(7, 9000, true)]);
         drop(other);

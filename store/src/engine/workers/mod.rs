@@ -1,10 +1,10 @@
 //! The store's own threads: hashing, compression, and calls that may block (RocksDB).
 //!
-//! Async callers hand a job over and await its result, so that no executor thread is held up. Who
-//! waits together with others [shares](shares) the threads with them: guests have the most, and
-//! nobody has nothing. What holds the locks of the commit path has threads of its own, for
-//! everybody may have to wait for it. What waits is bounded by a semaphore, also when callers go
-//! away; a caller that cannot queue awaits.
+//! Async callers hand a job over and await its result, so that no executor thread is held up.
+//! Callers that wait together [share](shares) the threads: guests have the most, and nobody has
+//! nothing. Holders of the commit path's locks have threads of their own, because everybody may
+//! have to wait for these locks. A semaphore bounds the waiting jobs, also when callers go away; a
+//! caller that cannot queue awaits.
 
 mod shares;
 
@@ -25,7 +25,7 @@ pub(crate) use self::shares::Priority;
 use self::shares::{CLASSES, Shares};
 use crate::{Error, Result, limits};
 
-/// Buffers that each thread keeps between jobs: making them anew costs more than a job.
+/// Buffers that each thread keeps between jobs: allocating new ones costs more than a job.
 pub(crate) struct Scratch {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
@@ -46,7 +46,7 @@ impl Queues {
         self.waiting.iter().all(VecDeque::is_empty)
     }
 
-    /// The job whose turn it is, if a thread may begin one.
+    /// The next job, if a thread may begin one.
     fn next(&mut self) -> Option<(Priority, Job)> {
         let stopping = self.stopping;
         let waits = self.waiting.each_ref().map(|queue| !queue.is_empty());
@@ -56,7 +56,7 @@ impl Queues {
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Pool {
     queues: Mutex<Queues>,
     wake: Condvar,
@@ -121,7 +121,7 @@ impl Workers {
         })
     }
 
-    /// Runs a job on one of the threads. A panic in the job goes on in the caller.
+    /// Runs a job on one of the threads. A panic of the job continues in the caller.
     ///
     /// Dropping the future does not stop a job that was queued.
     pub(crate) async fn run<T, F>(&self, priority: Priority, job: F) -> Result<T>
@@ -156,9 +156,8 @@ impl Workers {
         answer(result).await
     }
 
-    /// Runs a job for somebody who holds a lock of the commit path: on a thread that has nothing
-    /// else to do, so that those who wait for the lock do not wait for whatever else the store is
-    /// asked.
+    /// Runs a job for a holder of a commit path lock, on a thread reserved for this. Those who wait
+    /// for the lock then do not wait for the store's other work.
     pub(crate) async fn commit<T, F>(&self, job: F) -> Result<T>
     where
         T: Send + 'static,
@@ -169,7 +168,7 @@ impl Workers {
         let (reply, result) = oneshot::channel();
         let job: CommitJob = Box::new(move || {
             let outcome = catch_unwind(AssertUnwindSafe(job));
-            // Before the answer: who has it may ask again at once.
+            // Before the answer: its receiver may ask again at once.
             drop(slot);
             // A caller that went away needs no answer.
             let _ = reply.send(outcome);
@@ -333,7 +332,7 @@ mod tests {
         let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let order = std::sync::atomic::Ordering::SeqCst;
         runtime.block_on(async {
-            // There is always one that waits, however many have run.
+            // One job always waits, however many have run.
             let flood = async {
                 let reader = async || {
                     while !over.load(order) {
@@ -349,7 +348,7 @@ mod tests {
                     let done = Arc::clone(&reads_done);
                     let before = done.load(order);
                     let ran_at = workers.run(class, move |_| done.load(order)).await.unwrap();
-                    // Those that were queued already may all have their turn before; not others
+                    // The jobs queued before may all have their turn first, but later ones not
                     // without end.
                     assert!(
                         ran_at - before < 1000,

@@ -1,35 +1,34 @@
-//! Whose turn it is on the store's threads, by shares of their time: pure, so that it can be told
-//! what will happen.
+//! The turns of jobs on the store's threads, by shares of their time. Pure, so that the outcome can
+//! be predicted.
 //!
 //! Strict precedence starves: guests that read without a pause would keep everybody else waiting
-//! for ever, and some of those hold what the guests need. So each class has a clock of its own,
-//! which its jobs put forward by the time they take, divided by the class's weight; of those that
-//! have something to do the one with the earliest clock is next. A class that had nothing to do for
-//! a while has not saved anything up: its clock starts where the others are, which is also early
-//! enough to be next.
+//! for ever, and some of those hold what the guests need. So each class has a clock of its own.
+//! Each job puts it forward by the job's time divided by the class's weight, and of the classes
+//! with work the one with the earliest clock is next. An idle class does not save up time: its
+//! clock starts where the others are, which is also early enough to be next.
 
 use std::time::Duration;
 
-/// On whose behalf a job is.
+/// The class of a job's caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// Somebody waits for these bytes, mostly a guest.
     Read,
-    /// What is to become durable: throughput matters, not when.
+    /// Data that is to become durable: throughput matters, latency does not.
     Write,
-    /// Listings and totals, which cost as much as there are records. Their jobs are to be short,
-    /// and come in slices where there is much to do.
+    /// Listings and totals, whose cost grows with the number of records. Their jobs must be short,
+    /// and long work comes in slices.
     Manage,
 }
 
-/// How many there are.
+/// Number of classes.
 pub(super) const CLASSES: usize = 3;
 
-/// All of them, those first that go first where all else is equal.
+/// All classes; the first goes first where all else is equal.
 const ALL: [Priority; CLASSES] = [Priority::Read, Priority::Write, Priority::Manage];
 
 impl Priority {
-    /// How much of the threads' time it has while all have something to do, in sixteenths.
+    /// Its share of the threads' time while all have work, in sixteenths.
     const fn weight(self) -> u64 {
         match self {
             Self::Read => 12,
@@ -39,11 +38,11 @@ impl Priority {
     }
 }
 
-/// What each class has had.
+/// The time that each class has had.
 #[derive(Debug)]
 pub(super) struct Shares {
     classes: [Class; CLASSES],
-    /// The clock of the class that was next the last time, before it was put forward.
+    /// The clock of the class that was next last time, before it was put forward.
     now: u64,
     /// Jobs of management that may be under way at a time: not all threads, so that a guest need
     /// not wait until one ends.
@@ -52,9 +51,9 @@ pub(super) struct Shares {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Class {
-    /// What its jobs took, in nanoseconds by weight.
+    /// Time of its jobs, in nanoseconds by weight.
     clock: u64,
-    /// What a job of it will take, going by the last ones.
+    /// Expected time of its next job, by the last ones.
     expected_ns: u64,
     under_way: usize,
 }
@@ -68,9 +67,8 @@ impl Shares {
         }
     }
 
-    /// Which class is next, of those that wait. Its clock is put forward by what its job is
-    /// expected to take, or all threads would begin jobs of the same class before the first has
-    /// ended.
+    /// The next class of those that wait. Its clock advances by the expected time of its job;
+    /// otherwise all threads would begin jobs of the same class before the first has ended.
     pub(super) fn next(&mut self, waits: [bool; CLASSES], stopping: bool) -> Option<Priority> {
         let waiting = ALL.into_iter().zip(waits).zip(&self.classes);
         let may = waiting.filter(|((class, waits), it)| {
@@ -88,14 +86,14 @@ impl Shares {
         Some(class)
     }
 
-    /// Takes note of how long a job has taken.
+    /// Records the time that a job took.
     pub(super) fn ended(&mut self, class: Priority, took: Duration) {
         let Some(it) = self.classes.get_mut(class as usize) else {
             return;
         };
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        // What was charged at the beginning may have been by another expectation; over time it
-        // comes to the same.
+        // The charge at the beginning may have used another expectation; over time the difference
+        // evens out.
         let charged = charge(class, it.expected_ns);
         it.clock = (it.clock + charge(class, took_ns)).saturating_sub(charged);
         it.expected_ns = (it.expected_ns * 7 + took_ns) / 8;
@@ -103,10 +101,9 @@ impl Shares {
     }
 }
 
-/// By how much a clock is put forward. At least by something, or jobs that take no time would go on
-/// for ever.
+/// The time by which a clock advances. Never zero, or jobs that take no time would go on for ever.
 const fn charge(class: Priority, ns: u64) -> u64 {
-    // So that little is not rounded to nothing.
+    // So that small charges are not rounded to nothing.
     const SCALE: u64 = 16;
     ns.saturating_mul(SCALE) / class.weight() + 1
 }
@@ -186,7 +183,7 @@ mod tests {
         assert_eq!(shares.next(wait, false), Some(Priority::Manage));
         assert_eq!(shares.next(wait, false), Some(Priority::Manage));
         assert_eq!(shares.next(wait, false), None);
-        // At the stop what is queued is done by whoever is there.
+        // After the stop any thread runs the queued jobs.
         assert_eq!(shares.next(wait, true), Some(Priority::Manage));
         shares.ended(Priority::Manage, Duration::ZERO);
         shares.ended(Priority::Manage, Duration::ZERO);
