@@ -43,12 +43,12 @@ pub(crate) struct Source {
     pub(super) header: LogHeader,
     /// From its beginning.
     pub(super) reader: LogReader,
-    /// Where it ended when it was looked at.
+    /// Its end when it was looked at.
     pub(super) end: Position,
 }
 
 impl Source {
-    /// Where it ended when it was looked at.
+    /// Its end when it was looked at.
     pub(crate) const fn end(&self) -> Position {
         self.end
     }
@@ -65,7 +65,7 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// Those of reading it.
+    /// Errors of reading it.
     pub(crate) async fn note_deletions(mut self, missing: &mut Deletions) -> Result<()> {
         while let Some(piece) = self.reader.next().await? {
             piece.changes().for_each(|change| missing.note(change));
@@ -86,11 +86,11 @@ pub(crate) struct NewLog {
 }
 
 impl NewLog {
-    /// Makes the file. A file of that name is of a process that did not come to its end.
+    /// Makes the file. An existing file of that name is the remains of a process that ended early.
     ///
     /// # Errors
     ///
-    /// Those of removing and making files.
+    /// Errors of removing and making files.
     pub(crate) fn create(disk: &Arc<dyn Disk>, data_dir: &Path, header: LogHeader) -> Result<Self> {
         let path = names::catalog_log_new(data_dir);
         remove_if_there(&**disk, &path)?;
@@ -114,7 +114,7 @@ impl NewLog {
     ///
     /// # Errors
     ///
-    /// Those of writing. The log cannot be completed then.
+    /// Errors of writing. The log cannot be completed then.
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let bytes = AlignedBuf::from_slice(bytes);
         let len = bytes.len() as u64;
@@ -125,11 +125,11 @@ impl NewLog {
         Ok(())
     }
 
-    /// Copies the records that a reader still has. It skips those that the checkpoint stands for.
+    /// Copies the remaining records of a reader. Skips those that the checkpoint stands for.
     ///
     /// # Errors
     ///
-    /// Those of reading and writing.
+    /// Errors of reading and writing.
     pub(crate) async fn copy(&mut self, from: &mut LogReader) -> Result<()> {
         while let Some(piece) = from.next().await? {
             let Piece::Records(records) = piece else {
@@ -155,7 +155,7 @@ impl NewLog {
     ///
     /// # Errors
     ///
-    /// Those of reading and writing.
+    /// Errors of reading and writing.
     pub(crate) async fn copy_all(&mut self, from: &mut LogReader) -> Result<()> {
         self.write(&self.header.encode()).await?;
         if let Some(checkpoint) = self.header.checkpoint {
@@ -189,11 +189,11 @@ impl NewLog {
         )))
     }
 
-    /// Makes it durable, but for its name.
+    /// Makes the log durable, except for its name.
     ///
     /// # Errors
     ///
-    /// Those of the sync.
+    /// Errors of the sync.
     pub(crate) async fn sync(&self) -> Result<()> {
         let synced = self.disk.sync_data(&self.file).await;
         synced.map_err(|source| Error::Io {
@@ -233,7 +233,7 @@ impl NewLog {
     }
 }
 
-/// Removes what was written of a new log. The next start does if this fails.
+/// Removes the unfinished new log. If this fails, the next start removes it.
 pub(crate) fn abandon(disk: &dyn Disk, data_dir: &Path) {
     if let Err(error) = remove_if_there(disk, &names::catalog_log_new(data_dir)) {
         tracing::debug!(%error, "an unfinished catalog log was not removed");
@@ -249,12 +249,12 @@ pub(crate) struct Unfinished {
     pub(crate) missing: Deletions,
 }
 
-/// Begins a new log with the records of a catalog as they are at one moment. `may_go_on` is asked
+/// Begins a new log with the records of a catalog as they are at one moment. Calls `may_go_on`
 /// before each write.
 ///
 /// # Errors
 ///
-/// Those of reading the catalog, of writing, and of `may_go_on`.
+/// Errors of reading the catalog, of writing, and of `may_go_on`.
 pub(crate) async fn begin_checkpoint(
     disk: &Arc<dyn Disk>,
     data_dir: &Path,
@@ -263,8 +263,8 @@ pub(crate) async fn begin_checkpoint(
     may_go_on: impl Fn() -> Result<()>,
 ) -> Result<Unfinished> {
     let (store, kinds, generation) = id;
-    // Before the view: a volume has a record before it has a journal. So one without a record in
-    // the view was deleted before, or nobody knows it.
+    // Before the view: a volume has a record before it has a journal. So a journal whose volume has
+    // no record in the view is of a volume that was deleted before, or that nobody knows.
     let (there, dir) = (Arc::clone(disk), data_dir.to_owned());
     let missing = Deletions::of(offload(move || journals(&*there, &dir)).await??);
     let (send, mut blocks) = mpsc::channel(BLOCKS_WAITING);
@@ -299,7 +299,7 @@ pub(crate) async fn begin_checkpoint(
         Ok::<_, Error>(new)
     };
     let (scanned, written) = tokio::join!(scanning, writing);
-    // The scan also fails if nobody writes what it finds.
+    // The scan also fails if nobody writes its output.
     let new = written?;
     let (blocks, missing) = scanned??;
     let new = new.ok_or(Error::Closing)?;
@@ -315,7 +315,7 @@ impl Unfinished {
     ///
     /// # Errors
     ///
-    /// Those of writing.
+    /// Errors of writing.
     pub(crate) async fn finish(self) -> Result<NewLog> {
         let Self {
             mut new,
@@ -369,7 +369,7 @@ impl Scan {
     }
 
     /// Checks that all records were there. The log without a checkpoint is the truth, and RocksDB
-    /// is not: it must not become so with records that are lost.
+    /// is not: a RocksDB that lost records must not become the truth.
     fn check_totals(&self, expected: &Totals) -> Result<()> {
         let sums = |totals: &Totals| {
             let Totals {

@@ -1,4 +1,4 @@
-//! A damaged log: what of it can still be read.
+//! A damaged log: the parts that can still be read.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ pub(crate) struct DamagedLog {
     file: File,
     path: PathBuf,
     store: StoreId,
-    /// `None` if it is damaged itself.
+    /// `None` if the header is damaged.
     header: Option<LogHeader>,
     len_bytes: u64,
 }
@@ -32,8 +32,8 @@ pub(crate) struct DamagedLog {
 /// The unreadable part of a log, and the readable part behind it.
 #[derive(Debug)]
 pub(crate) struct Lost {
-    /// Number of the last record that cannot be read; if that is unknown, the highest that it can
-    /// have. If only a checkpoint cannot be read, of the last record that it stands for.
+    /// Number of the last unreadable record; if unknown, the highest that it can have. If only a
+    /// checkpoint is unreadable, number of the last record that it stands for.
     pub(crate) last_sequence: u64,
     /// The records behind the last damage, if there are any.
     pub(crate) rest: Option<LogReader>,
@@ -119,7 +119,7 @@ impl DamagedLog {
                 Err(Error::Damaged(_)) => {
                     is_damaged = true;
                     look(Seen::Damage)?;
-                    // An error leaves the reader in front of what it could not read.
+                    // After an error the reader is in front of the unreadable part.
                     let at = reader.position();
                     let behind = Position {
                         offset_bytes: at.offset_bytes.saturating_add(LOG_ALIGN as u64),
@@ -135,8 +135,8 @@ impl DamagedLog {
         }
     }
 
-    /// Finds the next record behind damage, from an offset on, and takes note of what was lost. The
-    /// number of the position is that of the first record that may be lost.
+    /// Finds the next record behind damage, from an offset on, and notes the loss. The number of
+    /// the position is that of the first record that may be lost.
     async fn go_on(&self, from: Position, lost: &mut Lost) -> Result<Option<LogReader>> {
         let mut offset_bytes = from.offset_bytes;
         let mut last_is_mark = false;
@@ -170,7 +170,7 @@ impl DamagedLog {
                 last_is_mark = is_end_mark(block);
                 offset_bytes += block.len() as u64;
             }
-            // The end, perhaps in the middle of a block, where nothing can be read on.
+            // The end, perhaps in the middle of a block. Nothing can be read behind it.
             if window.len() < WINDOW_BYTES {
                 break;
             }

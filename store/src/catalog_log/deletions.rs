@@ -1,8 +1,8 @@
 //! Deletions of volumes whose journals are still on the disk.
 //!
-//! The store removes a journal only if the log says that its volume was deleted. Usually that has
-//! happened long ago, and the deletion is of no use any more. The others are few: a log that is
-//! made shorter keeps them, and a start needs no more of them in memory.
+//! The store removes a journal only if the log says that its volume was deleted. Usually the
+//! journal is long gone, and the deletion is of no use any more. The others are few: a log that is
+//! made shorter keeps them, and a start keeps only them in memory.
 
 use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 
@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Those of listing the directory of all volumes.
+/// Errors of listing the directory of all volumes.
 pub(crate) fn journals(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<VolumeId>> {
     let volumes = names::volumes(data_dir);
     let mut ids: Vec<_> = match disk.list(&volumes) {
@@ -33,7 +33,7 @@ pub(crate) fn journals(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<VolumeId>
     Ok(ids)
 }
 
-/// Which of some volumes a log says were deleted.
+/// For some volumes, whether a log says that they were deleted.
 #[derive(Debug, Default)]
 pub(crate) struct Deletions(BTreeMap<VolumeId, bool>);
 
@@ -43,7 +43,7 @@ impl Deletions {
         Self(volumes.into_iter().map(|id| (id, false)).collect())
     }
 
-    /// Takes note of a change of the log.
+    /// Notes a change of the log.
     pub(crate) fn note(&mut self, change: &Change) {
         if let Some(id) = change.as_deleted::<VolumeRecord>()
             && let Some(deleted) = self.0.get_mut(&id)
@@ -52,7 +52,7 @@ impl Deletions {
         }
     }
 
-    /// Takes over what others have noted of the same volumes.
+    /// Adds the deletions that `others` has of the same volumes.
     pub(crate) fn join(&mut self, others: &Self) {
         for (id, deleted) in &mut self.0 {
             *deleted |= others.has(*id);

@@ -1,4 +1,4 @@
-//! The log as it was found. It is appended to only after all of it was read.
+//! The log as it was found. Nothing is appended before all of it was read.
 
 use std::{
     path::{Path, PathBuf},
@@ -71,9 +71,8 @@ impl FoundLog {
         let file = disk
             .open_direct(&path, OpenMode::ReadWrite)
             .map_err(|source| Error::io("open", &path, source))?;
-        // A process that was killed may not have lived to sync its last record. A record must be
-        // durable here before it is applied: otherwise a power cut leaves a catalog that is ahead
-        // of its log.
+        // A killed process may not have synced its last record. A record must be durable here
+        // before it is applied: otherwise a power cut leaves a catalog that is ahead of its log.
         let synced = disk.sync_data(&file).await;
         synced.map_err(|source| Error::Io {
             verb: "sync",
@@ -118,7 +117,7 @@ impl FoundLog {
     ///
     /// # Errors
     ///
-    /// Those of reading the first records.
+    /// Errors of reading the first records.
     pub(crate) async fn is_empty(&self) -> Result<bool> {
         if self.header.checkpoint.is_some() {
             return Ok(false);
@@ -129,8 +128,8 @@ impl FoundLog {
         })
     }
 
-    /// Reads all of it. `applied` is the number of the last record that the catalog has; `look` is
-    /// shown every change, in order.
+    /// Reads the whole log. `applied` is the number of the last record that the catalog has; `look`
+    /// gets every change, in order.
     ///
     /// # Errors
     ///

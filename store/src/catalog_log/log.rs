@@ -28,9 +28,9 @@ pub(crate) struct CatalogLog {
     /// The kinds of records that it may hold.
     pub(super) kinds: Kinds,
     pub(super) header: LogHeader,
-    /// Where the checkpoint ends, but for its end mark.
+    /// The end of the checkpoint, without its end mark.
     pub(super) checkpoint_bytes: u64,
-    /// Where the next record goes: all before is durable.
+    /// The place of the next record: all before is durable.
     pub(super) position: Position,
 }
 
@@ -48,7 +48,7 @@ impl CatalogLog {
     ///
     /// # Errors
     ///
-    /// Those of making the file, writing and syncing it.
+    /// Errors of making the file, writing and syncing it.
     pub(crate) async fn create(disk: Arc<dyn Disk>, path: PathBuf, store: StoreId) -> Result<Self> {
         let file = disk
             .open_direct(&path, OpenMode::CreateNew)
@@ -88,18 +88,18 @@ impl CatalogLog {
         }
     }
 
-    /// The records from a position on that are there by now.
+    /// The records from a position on that the log has by now.
     pub(crate) fn since(&self, position: Position) -> LogReader {
         self.source().reader.from(position)
     }
 
     /// Puts a new log in the place of this one, which keeps another name until the next time. The
-    /// new log has to be [durable](NewLog::sync), and to have all records.
+    /// new log must be [durable](NewLog::sync), and have all records.
     ///
     /// # Errors
     ///
     /// If it is unknown which of both logs has the name, or will have it after a loss of power.
-    /// Nothing must be appended to any.
+    /// Nothing may be appended to either then.
     pub(crate) async fn switch_to(&mut self, new: NewLog, data_dir: &Path) -> Result<Switch> {
         if let Err(error) = self.keep_as_old(data_dir) {
             return Ok(Switch::Refused(error));
@@ -115,7 +115,7 @@ impl CatalogLog {
         reach(Failpoint::LogCheckpointRenamed);
         let sync = || self.disk.sync_dir(data_dir);
         let synced = self.disk.patience().until_possible_async(sync).await;
-        // Not told apart by its reason: the new name may be durable or not.
+        // The reason does not matter: the new name may be durable or not.
         synced.map_err(|source| Error::Io {
             verb: "sync",
             path: data_dir.to_owned(),
@@ -155,7 +155,7 @@ impl CatalogLog {
     ///
     /// # Errors
     ///
-    /// Those of reading it.
+    /// Errors of reading it.
     pub(crate) async fn torn_tail(&self) -> Result<(u64, AlignedBuf)> {
         let offset_bytes = self.position.offset_bytes;
         let len_bytes = self
@@ -172,11 +172,11 @@ impl CatalogLog {
         Ok((offset_bytes, tail))
     }
 
-    /// Cuts off what could not be read at the end.
+    /// Cuts off the unreadable end.
     ///
     /// # Errors
     ///
-    /// Those of truncating and syncing the file.
+    /// Errors of truncating and syncing the file.
     pub(crate) async fn cut_torn_tail(&mut self) -> Result<()> {
         let cut = || self.disk.set_len(&self.file, self.position.offset_bytes);
         let cut = self.disk.patience().until_possible(cut).await;
@@ -227,21 +227,21 @@ impl CatalogLog {
         if matches!(error, Error::Full { .. }) {
             let cut = || self.disk.set_len(&self.file, offset_bytes);
             let cut = self.disk.patience().until_possible(cut).await;
-            // Not told apart by its reason: what was refused may still be there.
+            // The reason does not matter: the refused record may still be there.
             cut.map_err(|source| Error::Io {
                 verb: "cut back",
                 path: path.to_owned(),
                 source,
             })?;
-            // A record that was refused must not come back: after a loss of power it would be taken
-            // for one that was made.
+            // A refused record must not come back: after a loss of power it would count as a change
+            // that was made.
             self.sync().await?;
         }
         Err(error)
     }
 
     async fn sync(&self) -> Result<()> {
-        // Not told apart by its reason: what a failed sync leaves is unknown, also when the disk
+        // The reason does not matter: the effect of a failed sync is unknown, also when the disk
         // was full.
         self.disk
             .sync_data(&self.file)

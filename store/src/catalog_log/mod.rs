@@ -10,7 +10,7 @@
 //! | `found` | the log as it was found, before all of it was read |
 //! | `reader` | reading a log from end to end, with a buffer of fixed size |
 //! | `checkpoint` | writing the log anew, with a checkpoint at its beginning |
-//! | `damaged` | what of a damaged log can still be read |
+//! | `damaged` | the readable parts of a damaged log |
 //! | `deletions` | deletions of volumes whose journals are still on the disk |
 
 mod checkpoint;

@@ -22,7 +22,7 @@ use crate::{
     io::{Disk, File},
 };
 
-/// Read at a time.
+/// Bytes read at a time.
 pub(crate) const WINDOW_BYTES: usize = 1 << 20;
 
 const _: () = assert!(WINDOW_BYTES > LOG_RECORD_BYTES_MAX && WINDOW_BYTES > BLOCK_BYTES_MAX);
@@ -32,9 +32,9 @@ const _: () = assert!(WINDOW_BYTES > LOG_RECORD_BYTES_MAX && WINDOW_BYTES > BLOC
 pub(crate) struct LogReader {
     file: Readable,
     kinds: Kinds,
-    /// Until its end mark, the checkpoint.
+    /// The checkpoint, until its end mark is read.
     checkpoint: Option<BlockReader>,
-    /// Where the next piece begins, and the number of the next record.
+    /// The start of the next piece, and the number of the next record.
     position: Position,
     torn: Option<TornTail>,
 }
@@ -50,7 +50,7 @@ struct Readable {
 }
 
 impl Readable {
-    /// The bytes from an offset on, as many as are read at a time.
+    /// The bytes from an offset on, up to one window.
     async fn window(&self, offset_bytes: u64) -> Result<Bytes> {
         let rest = self.end_bytes.saturating_sub(offset_bytes);
         let len = usize::try_from(rest).map_or(WINDOW_BYTES, |rest| rest.min(WINDOW_BYTES));
@@ -87,8 +87,8 @@ impl Piece {
     }
 }
 
-/// The end of a log that cannot be read: the record that was being written when the process or the
-/// power failed, or the last record, damaged. A caller that knows that it was applied has to report
+/// The unreadable end of a log: the record that was being written when the process or the power
+/// failed, or the last record, damaged. A caller that knows that the record was applied must report
 /// the damage.
 #[derive(Debug, Clone)]
 pub(crate) struct TornTail {
@@ -139,7 +139,7 @@ impl LogReader {
         }
     }
 
-    /// Where the next piece begins; at the end, where the last whole record ends.
+    /// The start of the next piece; at the end, the end of the last whole record.
     pub(crate) const fn position(&self) -> Position {
         self.position
     }
@@ -218,7 +218,7 @@ impl LogReader {
                 Found::Torn { offset_bytes, why } => {
                     self.torn = Some(TornTail { offset_bytes, why });
                 }
-                // The records in front of it come first.
+                // The records before the damage come first.
                 Found::Damaged { .. } | Found::Unknown { .. } if !records.is_empty() => break,
                 Found::Damaged { offset_bytes, why } => {
                     return Err(damage(&self.file.path, offset_bytes, "record", &why));
@@ -240,7 +240,7 @@ fn unknown(path: &Path, offset_bytes: u64, why: &FormatError) -> Error {
     }
 }
 
-/// Behind the header of a log, and the number of the first record behind its checkpoint.
+/// The end of a log's header, with the number of the first record behind its checkpoint.
 fn start_of(header: &LogHeader) -> Position {
     Position {
         offset_bytes: LOG_HEADER_BYTES as u64,

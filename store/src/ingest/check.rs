@@ -1,4 +1,4 @@
-//! What is checked of chunks and leaves before they count.
+//! Checks of chunks and leaves, before they count.
 
 use varve_content::{
     block::{self, BLOCK_BYTES},
@@ -9,7 +9,7 @@ use varve_content::{
 use super::IncomingChunk;
 use crate::{Error, Result, format::pack::Payload};
 
-/// Checks the lengths that a chunk is said to have, before anything is unpacked.
+/// Checks the claimed lengths of a chunk before anything is unpacked.
 pub(super) fn check_lengths(chunk: &IncomingChunk) -> Result<()> {
     let most = chunker::MAX_CHUNK_BLOCKS as usize * BLOCK_BYTES;
     let plain = chunk.plain_bytes as usize;

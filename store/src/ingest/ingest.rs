@@ -38,12 +38,12 @@ pub struct Ingest {
     engine: Arc<Engine>,
     new: NewSnapshot,
     generation: Generation,
-    /// Keeps what it found and what it stored, until a root names it.
+    /// Keeps the records that it found or stored, until a root names them.
     guard: Arc<Guard>,
     leaves: Mutex<Leaves>,
     new_bytes: AtomicU64,
     stored_bytes: AtomicU64,
-    /// Whether chunks stay packed as they came.
+    /// True if chunks stay packed as they came.
     keeps_packed: bool,
 }
 
@@ -64,20 +64,20 @@ impl Ingest {
         })
     }
 
-    /// Keeps chunks packed as they come, instead of packing them as this store does: for those of
-    /// another store, which has done it already.
+    /// Keeps chunks packed as they come, instead of packing them as this store does: for chunks of
+    /// another store, which has packed them already.
     #[must_use]
     pub fn keep_packed(mut self) -> Self {
         self.keeps_packed = true;
         self
     }
 
-    /// The guard of what it relies on, for a change of the catalog that may outlive it.
+    /// The guard of the records that it relies on, for a change of the catalog that may outlive it.
     pub(crate) const fn guard(&self) -> &Arc<Guard> {
         &self.guard
     }
 
-    /// What it is to become.
+    /// The snapshot that it will become.
     #[must_use]
     pub fn new_snapshot(&self) -> &NewSnapshot {
         &self.new
@@ -120,8 +120,8 @@ impl Ingest {
             .await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
         let keeps_packed = self.keeps_packed;
-        // The job keeps the space for as long as it keeps the chunks, which may be longer than
-        // anybody waits here.
+        // The job keeps the space for as long as it keeps the chunks, which may be longer than the
+        // caller waits.
         let (sealed, _space) = self
             .engine
             .workers
@@ -164,7 +164,7 @@ impl Ingest {
         Ok(())
     }
 
-    /// Stores leaves, and tells their ids. The chunks in `kept` are those of a root that is pinned.
+    /// Stores leaves, and returns their ids. The chunks in `kept` belong to a pinned root.
     async fn store_leaves(
         &self,
         leaves: Vec<(u32, Leaf)>,
@@ -205,8 +205,8 @@ impl Ingest {
         Ok(accepted)
     }
 
-    /// For each chunk, how the store keeps it. Chunks in `kept` may be on their way from one pack
-    /// to another: a pin keeps them.
+    /// For each chunk, how the store keeps it. Chunks in `kept` may be moving from one pack to
+    /// another: a pin keeps them.
     async fn known(
         &self,
         chunks: &[ChunkId],
@@ -240,9 +240,10 @@ impl Ingest {
         })
     }
 
-    /// Takes over leaves of a completed snapshot, each segment once; they have so many blocks of
-    /// data. The pin of its root keeps them, and all that they name, in the store. That they are
-    /// its leaves is the caller's word: one that does not belong makes another root.
+    /// Takes over leaves of a completed snapshot, each segment once; `blocks` is their number of
+    /// data blocks. The pin of its root keeps them, and all that they name, in the store. The
+    /// caller vouches that they are its leaves: a wrong one makes another root. its leaves is the
+    /// caller's word: one that does not belong makes another root.
     ///
     /// # Errors
     ///
@@ -267,8 +268,7 @@ impl Ingest {
     /// Makes the snapshot, durable and visible, if its content has the root that the sender
     /// expects.
     ///
-    /// An upload commits once; what was put is complete by the caller's word, and the root proves
-    /// it.
+    /// An upload commits once; the caller says that it is complete, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
         let content = self.put_tree(expected).await?;
         let pins = mem::take(&mut self.leaves.lock().pins);
@@ -303,12 +303,12 @@ impl Ingest {
             .await
     }
 
-    /// Makes durable what arrived so far, so that not even a loss of power takes it.
+    /// Makes all arrived data durable, so that not even a loss of power takes it.
     pub async fn flush(&self) -> Result<()> {
         self.engine.commit.flush(self.generation).await
     }
 
-    /// Makes the snapshot of content that the store has already, as another snapshot of it says.
+    /// Makes the snapshot of content that the store has already, according to another snapshot.
     pub async fn commit_same(&self, other: &SnapshotRecord) -> Result<SnapshotRecord> {
         let root_of = |other: &SnapshotRecord| Ok(other.completed()?.root);
         let (other, pin) = self.engine.pin_root(other.clone(), root_of).await?;
@@ -330,8 +330,8 @@ impl Ingest {
         self.make_snapshot(content, vec![pin]).await
     }
 
-    /// Stores a leaf of content that was cut here, which goes into a tree of the caller's. The
-    /// chunks in `kept` are those of a root that the caller has pinned until the tree is named.
+    /// Stores a leaf of content that was cut here, for a tree of the caller's. The chunks in `kept`
+    /// are those of a root that the caller has pinned until the tree is named.
     pub(crate) async fn store_leaf(
         &self,
         segment: u32,
@@ -351,7 +351,7 @@ impl Ingest {
         self.store_nodes(records.collect()).await
     }
 
-    /// Makes that tree durable with all below, and no snapshot of it.
+    /// Makes that tree durable with all below, without a snapshot of it.
     pub(crate) async fn store_root(
         &self,
         root: &Root,

@@ -15,10 +15,10 @@ use crate::{Error, Result, engine::RootPin, format::Name, pack::EncodedRecord};
 pub(super) struct Leaves {
     /// By segment, in the order they came.
     pub(super) ids: Vec<(u32, NodeId)>,
-    /// Room for them, of all that open uploads share.
+    /// Room for them, out of the share of all open uploads.
     pub(super) room: LeafRoom,
     pub(super) data_blocks: u64,
-    /// What vouches for leaves that were taken over.
+    /// Pins that keep the leaves that were taken over.
     pub(super) pins: Vec<RootPin>,
     pub(super) committed: bool,
 }

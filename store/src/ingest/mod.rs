@@ -2,13 +2,13 @@
 //!
 //! Everything is checked before it counts: a chunk's bytes have its id, it is cut as the chunker
 //! cuts, and a leaf names only chunks that are there and leaves no gap that the chunker would not
-//! leave. So the root depends on the content alone, whoever cut it.
+//! leave. So the root depends on the content alone, no matter who cut it.
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `new` | what a sender says of an upload |
+//! | `new` | the description of an upload by its sender |
 //! | `ingest` | an upload under way |
-//! | `check` | what is checked of chunks and leaves |
+//! | `check` | checks of chunks and leaves |
 //! | `seal` | chunks that arrived, made into records |
 //! | `leaves` | the leaves of an upload, and the tree over them |
 

@@ -1,4 +1,4 @@
-//! What a sender says of an upload, and what it is told.
+//! The description of an upload by its sender, and the answers to the sender.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::{
     meta::{self, SnapshotId, SnapshotOrigin},
 };
 
-/// What is to become a snapshot.
+/// A snapshot to be made.
 #[derive(Debug, Clone)]
 pub struct NewSnapshot {
     /// Its name.
@@ -19,13 +19,13 @@ pub struct NewSnapshot {
     pub size_bytes: u64,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
-    /// How the sender cuts.
+    /// The version of the sender's chunker.
     pub chunker_version: u32,
-    /// Where it comes from, if it was a snapshot before, in another store. `None`: it is made now.
+    /// Its origin, if it was a snapshot in another store before. `None`: it is made now.
     pub lineage: Option<Lineage>,
 }
 
-/// Where a snapshot of another store comes from.
+/// The origin of a snapshot of another store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lineage {
     /// The instant whose content it has, in nanoseconds since 1970.
@@ -36,10 +36,10 @@ pub struct Lineage {
     pub parent: Option<SnapshotId>,
 }
 
-/// A chunk from outside, nothing of it believed yet.
+/// A chunk from outside, not checked yet.
 #[derive(Debug, Clone)]
 pub struct IncomingChunk {
-    /// The id it is said to have.
+    /// Its claimed id.
     pub id: ChunkId,
     /// How the payload is packed.
     pub codec: Codec,
@@ -49,7 +49,7 @@ pub struct IncomingChunk {
     pub payload: Bytes,
 }
 
-/// What became of some chunks.
+/// The outcome of storing some chunks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PutOutcome {
     /// Chunks that were accepted.
@@ -59,7 +59,7 @@ pub struct PutOutcome {
 }
 
 impl NewSnapshot {
-    /// Checks what can be told of it without looking into the store.
+    /// Checks it as far as possible without looking into the store.
     ///
     /// # Errors
     ///

@@ -18,7 +18,7 @@ pub(super) struct SealedChunks {
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`] and [`Error::NotCanonical`], of the first that is wrong.
+/// [`Error::Invalid`] and [`Error::NotCanonical`], of the first wrong chunk.
 pub(super) fn seal_all(
     scratch: &mut Scratch,
     chunks: &[IncomingChunk],

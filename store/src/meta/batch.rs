@@ -7,17 +7,16 @@ use crate::{
     format::{Change, LastRun, Location, Name, PackId, PackPhase, PackState, catalog_log::Record},
 };
 
-/// Changes to index and catalog that are made together. Of two changes under one key the later
+/// Changes to index and catalog that are made together. Of two changes under one key the later one
 /// counts.
 ///
-/// It is held in memory as a whole, by whoever builds it and by RocksDB: some ten thousand entries
-/// are fine.
+/// It is in memory as a whole, twice: here and in RocksDB. Some ten thousand entries are fine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Sorted, for that is how the index is fastest to search and to write.
+    /// Sorted, because that is fastest to search and to write.
     pub(super) rows: BTreeMap<Name, RowChange>,
     pub(super) packs: BTreeMap<PackId, Option<PackState>>,
-    /// Packs whose rows may be replaced, whatever the index says of them.
+    /// Packs whose rows may be replaced, even if the index still has the packs.
     pub(super) gone: BTreeSet<PackId>,
     pub(super) catalog: Vec<(u64, Record)>,
     /// The last garbage collection, from now on.
@@ -26,32 +25,32 @@ pub struct Batch {
     pub(super) checkpoint: Option<CheckpointStep>,
 }
 
-/// How a catalog is made from a checkpoint of its log. Its sequence is 0 from the first step to the
-/// last: a catalog of which a crash has left a part is made again.
+/// A step from a checkpoint of the catalog log to a catalog. The sequence is 0 from the first step
+/// to the last: a catalog that a crash left partly made is made again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum CheckpointStep {
     /// All records go, and the sequence is 0.
     Clear,
-    /// These come.
+    /// These records are added.
     Fill(Vec<Change>),
-    /// All are there: the sequence is this.
+    /// All records are there: the sequence is this.
     Complete(u64),
 }
 
-/// What becomes of a row.
+/// A change of a row.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum RowChange {
-    /// It says this from now on.
+    /// The row gets this place.
     Put(Location),
-    /// It says this from now on, unless it points into a pack that is there.
+    /// The row gets this place, unless it points into a pack that is there.
     PutUnlessKept(Location),
-    /// It says `to`, if it points into `from`.
+    /// The row gets the place `to`, if it points into `from`.
     Move { from: PackId, to: Location },
-    /// It is gone, if it points into `from`.
+    /// The row goes, if it points into `from`.
     Remove { from: PackId },
 }
 
-/// What a change makes of the row that is there.
+/// The effect of a change on the present row.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum RowFate {
     Stays,
@@ -60,7 +59,7 @@ pub(super) enum RowFate {
 }
 
 impl RowChange {
-    /// What it makes of a row. `is_there` tells whether a pack is.
+    /// Returns the effect on a row. `is_there` returns true if a pack is there.
     pub(super) fn decide(
         self,
         row: Option<Location>,
@@ -79,22 +78,21 @@ impl RowChange {
         })
     }
 
-    /// Whether it compares, and may change nothing.
+    /// Returns true if it compares, and so may change nothing.
     const fn compares(self) -> bool {
         !matches!(self, Self::Put(_))
     }
 }
 
-/// What became of the changes of a batch that compare.
+/// The outcome of the comparing changes of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Rows that stayed as they were, ascending: what was to be put, moved or removed there was
-    /// not.
+    /// Rows that stayed as they were, ascending: nothing was put, moved or removed there.
     pub kept: Vec<Name>,
 }
 
 impl Outcome {
-    /// Notes what became of a row.
+    /// Notes the effect on a row.
     pub(super) fn note(&mut self, name: Name, change: RowChange, fate: RowFate) {
         if fate == RowFate::Stays && change.compares() {
             self.kept.push(name);
@@ -103,7 +101,7 @@ impl Outcome {
 }
 
 impl Batch {
-    /// A record is there, or somewhere else than before.
+    /// Sets the place of a record, new or moved.
     pub fn put(&mut self, name: Name, location: Location) {
         debug_assert_eq!(
             name.kind(),
@@ -113,66 +111,65 @@ impl Batch {
         self.rows.insert(name, RowChange::Put(location));
     }
 
-    /// A record is there. Where the index has it in another pack already, and knows that pack, that
-    /// row stays: a row changes only when the pack that it points into goes.
+    /// Adds a record. If the index has it in another pack, and knows that pack, the row stays: a
+    /// row changes only when the pack that it points into goes.
     pub fn put_unless_kept(&mut self, name: Name, location: Location) {
         self.rows.insert(name, RowChange::PutUnlessKept(location));
     }
 
-    /// A record that was in a pack is somewhere else now. A row that does not point into that pack
+    /// Moves a record from one pack to a place in another. A row that does not point into `from`
     /// stays.
     pub fn move_from(&mut self, name: Name, from: PackId, to: Location) {
         self.rows.insert(name, RowChange::Move { from, to });
     }
 
-    /// A record that was in a pack is not there any more. A row that does not point into that pack
-    /// stays.
+    /// Removes a record from a pack. A row that does not point into that pack stays.
     pub fn remove_from(&mut self, name: Name, from: PackId) {
         self.rows.insert(name, RowChange::Remove { from });
     }
 
-    /// A pack is not there, whatever the index says of it: rows that point into it
-    /// [are not kept](Self::put_unless_kept).
+    /// Marks a pack as gone, even if the index still has it: rows that point into it [are not
+    /// kept](Self::put_unless_kept).
     pub fn pack_is_gone(&mut self, pack: PackId) {
         self.gone.insert(pack);
     }
 
-    /// Packs are indexed this far.
+    /// Sets how far packs are indexed.
     pub fn packs<'a>(&mut self, states: impl IntoIterator<Item = &'a PackState>) {
         self.packs
             .extend(states.into_iter().map(|state| (state.pack, Some(*state))));
     }
 
-    /// A pack was removed, and no row points into it. Its number is not given again.
+    /// Forgets a pack that was removed, and that no row points into. Its number is not given again.
     pub fn forget_pack(&mut self, pack: PackId) {
         self.packs.insert(pack, None);
     }
 
-    /// A garbage collection has ended.
+    /// Sets the last garbage collection.
     pub fn last_run(&mut self, run: LastRun) {
         self.last_run = Some(Box::new(run));
     }
 
-    /// A record of the catalog log, with its number.
+    /// Adds a record of the catalog log, with its number.
     pub fn catalog(&mut self, sequence: u64, record: Record) {
         self.catalog.push((sequence, record));
     }
 
-    /// A batch that removes all records of the catalog, whose sequence is 0 then.
+    /// A batch that removes all records of the catalog, and sets its sequence to 0.
     #[must_use]
     pub fn clearing_the_catalog() -> Self {
         Self::of_step(CheckpointStep::Clear)
     }
 
-    /// A batch of changes in a checkpoint of the log. The sequence of the catalog has to be 0, and
-    /// stays so.
+    /// A batch of changes in a checkpoint of the log. The sequence of the catalog must be 0, and
+    /// stays 0.
     #[must_use]
     pub fn of_checkpoint(changes: Vec<Change>) -> Self {
         Self::of_step(CheckpointStep::Fill(changes))
     }
 
-    /// A batch that ends the changes of a checkpoint: the catalog, whose sequence has to be 0, has
-    /// all records up to this one.
+    /// A batch that ends the changes of a checkpoint: the catalog, whose sequence must be 0, then
+    /// has all records up to `base_sequence`.
     #[must_use]
     pub fn completing_checkpoint(base_sequence: u64) -> Self {
         Self::of_step(CheckpointStep::Complete(base_sequence))
@@ -185,7 +182,7 @@ impl Batch {
         }
     }
 
-    /// The changes of a checkpoint that it makes, if any.
+    /// The changes of a checkpoint in this batch, if any.
     pub(super) fn checkpoint_changes(&self) -> &[Change] {
         match &self.checkpoint {
             Some(CheckpointStep::Fill(changes)) => changes,
@@ -193,7 +190,7 @@ impl Batch {
         }
     }
 
-    /// Returns true if all records of the catalog go.
+    /// Returns true if it removes all records of the catalog.
     pub(super) fn clears_the_catalog(&self) -> bool {
         self.checkpoint == Some(CheckpointStep::Clear)
     }
@@ -210,13 +207,13 @@ impl Batch {
         self.rows.len() + self.packs.len() + self.catalog.len() + run + step
     }
 
-    /// Whether nothing changes.
+    /// Returns true if nothing changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a pack is there, by what this batch says of it; `None` if it says nothing.
+    /// Returns true if a pack is there after this batch; `None` if the batch does not name it.
     pub(super) fn says_of(&self, pack: PackId) -> Option<bool> {
         if self.gone.contains(&pack) {
             return Some(false);
@@ -225,14 +222,14 @@ impl Batch {
         Some(state.is_some_and(|state| state.phase != PackPhase::Emptied))
     }
 
-    /// The highest number of the packs that it tells of; 0 if it tells of none.
+    /// The highest pack number in this batch; 0 if it has no packs.
     pub(super) fn last_pack_number(&self) -> u64 {
         let numbers = self.packs.keys().map(|pack| pack.number);
         numbers.max().unwrap_or_default()
     }
 
     /// The catalog sequence once this is applied behind `last`. A gap, or a record for the second
-    /// time, would leave a catalog that the log does not give.
+    /// time, would leave a catalog that differs from the log.
     pub(super) fn sequence_after(&self, last: u64) -> Result<u64> {
         let refused = |message| {
             Err(Error::Index {

@@ -64,8 +64,8 @@ pub trait Catalog {
     ///
     /// # Errors
     ///
-    /// Those of `look`, and [`Error::Shortage`] when the index has to be opened again meanwhile:
-    /// what was seen until then is right, and all of it has to be looked at once more.
+    /// Errors of `look`, and [`Error::Shortage`] when the index has to be opened again meanwhile:
+    /// the view until then was right, but the look must start over.
     fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()>;
 }
 

@@ -1,4 +1,4 @@
-//! Where chunks and nodes are: the contract of an index.
+//! The contract of an index: the places of chunks and nodes.
 
 use std::ops::ControlFlow;
 
@@ -8,19 +8,19 @@ use crate::{
     format::{LastRun, Location, Name, PackId, PackKind},
 };
 
-/// Where things are.
+/// The places of records, and the states of packs.
 ///
-/// A location is a hint, and the index is the authority: a row that was read may be moved or
-/// removed before it is used, and who finds nothing where it points asks again.
+/// A location is a hint, and the index is the authority: a row may be moved or removed between its
+/// look-up and its use. A reader that finds nothing at the location asks again.
 pub trait Index {
-    /// Where records are, in the order of `names`, which may repeat.
+    /// Places of records, in the order of `names`, which may repeat.
     ///
     /// # Errors
     ///
     /// When the index cannot be read.
     fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>>;
 
-    /// How far a pack is indexed; `None` for one that the index has not heard of.
+    /// How far a pack is indexed; `None` for a pack that the index lacks.
     ///
     /// # Errors
     ///
@@ -34,16 +34,15 @@ pub trait Index {
     /// When the index cannot be read.
     fn pack_states(&self) -> Result<Vec<PackState>>;
 
-    /// The highest number that a pack ever had in here, whether or not it is still there; 0 before
-    /// the first. No number is given twice, or what is cached of one pack would be taken for
-    /// another's.
+    /// The highest number that a pack ever had in here, even if that pack is gone; 0 before the
+    /// first. No number is given twice, or cached data of one pack would be taken for another's.
     ///
     /// # Errors
     ///
     /// When the index cannot be read.
     fn last_pack_number(&self) -> Result<u64>;
 
-    /// The last garbage collection, as far as the index knows of one.
+    /// The last garbage collection, if the index knows one.
     ///
     /// # Errors
     ///
@@ -54,9 +53,8 @@ pub trait Index {
     ///
     /// # Errors
     ///
-    /// Those of `look`, and [`Error::Shortage`](crate::Error::Shortage) when the index has to be
-    /// opened again meanwhile: what was seen until then is right, and all of it has to be looked at
-    /// once more.
+    /// Errors of `look`, and [`Error::Shortage`](crate::Error::Shortage) when the index has to be
+    /// opened again meanwhile: the view until then was right, but the look must start over.
     fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()>;
 }
 

@@ -28,7 +28,7 @@ where
     R: CatalogRecord,
     R::Id: FromStr,
 {
-    /// A text that is not an id is a name, if only one that nothing has.
+    /// A text that is not an id is a name, even if nothing has that name.
     fn from(text: &str) -> Self {
         match text.parse() {
             Ok(id) => Self::Id(id),

@@ -1,6 +1,5 @@
 //! Index and catalog in memory: the model that [`RocksMeta`](super::RocksMeta) is compared with,
-//! and a quick stand-in for it in tests. Nothing is kept up to date that can be worked out when it
-//! is asked for.
+//! and a quick stand-in for it in tests. Every derived value is computed on request.
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
@@ -68,7 +67,7 @@ impl Kept {
 }
 
 impl Model {
-    /// The totals of everything.
+    /// The totals of all records.
     fn sum(&self) -> Totals {
         let mut totals = Totals {
             packs: self.packs.len() as u64,

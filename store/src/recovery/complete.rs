@@ -1,4 +1,4 @@
-//! What snapshots and volumes lack: their trees are walked, and what is in no pack is counted.
+//! Missing content of snapshots and volumes: walks their trees, and counts the records in no pack.
 //!
 //! Nodes are read and hashed, each once, however many trees share it. Chunks are looked up in the
 //! index, a leaf's at a time, and not read. Memory is proportional to the number of nodes: some 40
@@ -56,7 +56,7 @@ impl fmt::Display for Incomplete {
     }
 }
 
-/// What is missing below a node, or at it.
+/// The content missing at or below a node.
 #[derive(Debug, Clone)]
 struct Lack {
     chunks: u64,
@@ -123,7 +123,7 @@ struct Walk<'a> {
     whole: HashSet<Name>,
     /// The others.
     lacking: HashMap<Name, Lack>,
-    /// When the progress was logged.
+    /// The time when the progress was last logged.
     said: Instant,
 }
 
@@ -286,7 +286,7 @@ impl Walk<'_> {
     }
 }
 
-/// A node as its pack has it, or why there is none.
+/// A node from its pack, or the reason why it cannot be read.
 pub(super) async fn read_node<T>(
     packs: &PackReader,
     name: Name,

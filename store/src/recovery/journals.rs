@@ -87,12 +87,12 @@ pub(super) struct Adopted {
     /// Volumes that were made again, or put on what their owner records say.
     pub(super) volumes: Vec<String>,
     pub(super) stranded: Vec<StrandedJournal>,
-    /// Where the old index is, if it had to make way.
+    /// Path of the old index, if it had to make way.
     pub(super) old_index: Option<PathBuf>,
 }
 
-/// Changes of the catalog that a journal calls for, if any, and what to say about them; or why it
-/// cannot have them.
+/// Changes of the catalog that a journal calls for, if any, and their description; or the reason
+/// why they cannot be made.
 type Called = std::result::Result<Option<(Vec<Change>, String)>, String>;
 
 /// The files and records of a rebuild.
@@ -117,8 +117,7 @@ impl Scene<'_> {
             match self.changes_for(id, known.as_ref()).await? {
                 Ok(None) => {}
                 Ok(Some((changes, said))) => {
-                    // The changes that the old index has applied are not those of the log from here
-                    // on.
+                    // From here on the log differs from the changes that the old index has applied.
                     if let Some(old) = set_index_aside(self.disk, self.data_dir).await? {
                         adopted.old_index = Some(old);
                     }

@@ -39,14 +39,14 @@ pub(super) async fn open_log(
             .iter()
             .any(|name| Some(name.as_os_str()) == path.file_name())
     };
-    // Of a process that did not come to the end of a checkpoint.
+    // From a process that ended during a checkpoint.
     let new = names::catalog_log_new(dir);
     if has(&new) {
         disk.remove(&new)
             .map_err(|source| Error::io("remove", &new, source))?;
     }
     if has(&path) {
-        // Its name, and those beside it, may be of a process that did not live to make them
+        // The process that gave it and its neighbours their names may have ended before they were
         // durable.
         sync_dir(disk, dir).await?;
         return FoundLog::open(Arc::clone(disk), path, store).await;
@@ -66,7 +66,7 @@ pub(super) async fn open_log(
                 .to_owned(),
         });
     }
-    // Made beside its place, so that a log with half a header is never found there.
+    // Made under another name, so that a log with half a header is never found in its place.
     let temporary = names::catalog_log_unfinished(dir);
     if has(&temporary) {
         disk.remove(&temporary)
@@ -118,14 +118,14 @@ pub(super) fn refuse_older(log: &CatalogLog, checked: &Checked, applied: u64) ->
     })
 }
 
-/// Applies what the catalog lacks of the log, and cuts off the log's torn tail.
+/// Applies the records that the catalog lacks, and cuts off the log's torn tail.
 ///
 /// A catalog that is older than the checkpoint is made anew. It has sequence 0 from the first batch
 /// to the last: if a crash comes between, the next start begins again.
 ///
 /// # Errors
 ///
-/// Those of reading and truncating the log, and of changing the catalog.
+/// Errors of reading and truncating the log, and of changing the catalog.
 pub(super) async fn replay_log(
     meta: &dyn Meta,
     log: &mut CatalogLog,

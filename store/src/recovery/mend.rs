@@ -1,4 +1,4 @@
-//! A rebuild writes a damaged catalog log anew, if something else has what the log has lost.
+//! A rebuild writes a damaged catalog log anew, if another source has the lost part.
 //!
 //! | damaged | the log is made from | if |
 //! | --- | --- | --- |
@@ -42,7 +42,7 @@ use super::files::sync_dir;
 pub struct MendedLog {
     /// The damage.
     pub damage: Damage,
-    /// Path of what had the lost part: the old index, or an earlier log.
+    /// Path of the source of the lost part: the old index, or an earlier log.
     pub source: PathBuf,
     /// Path of the damaged log.
     pub damaged_log: PathBuf,
@@ -61,14 +61,14 @@ impl fmt::Display for MendedLog {
     }
 }
 
-/// Why something cannot stand in for what a log has lost.
+/// The reason why a source cannot stand in for the lost part of a log.
 type Unfit = String;
 
 /// Writes a damaged log anew.
 ///
 /// # Errors
 ///
-/// [`Error::Damaged`] with the reasons, if nothing has what was lost; those of reading and writing.
+/// [`Error::Damaged`] with the reasons, if no source has the lost part; errors of IO.
 pub(super) async fn mend(
     disk: &Arc<dyn Disk>,
     dir: &Path,
@@ -104,7 +104,7 @@ struct Mender<'a> {
 }
 
 impl Mender<'_> {
-    /// Returns what the log was made from, and where the damaged one is.
+    /// Returns the source of the new log, and the path of the damaged one.
     async fn mend(
         &self,
         old: Option<&Arc<dyn Meta>>,
@@ -191,7 +191,7 @@ impl Mender<'_> {
         let lost = log
             .pass(|seen| {
                 match seen {
-                    // A difference so far may be the work of what cannot be read.
+                    // The unreadable part may be the cause of an earlier difference.
                     Seen::Damage => differing.0.clear(),
                     Seen::Change(sequence, change) => {
                         deletions.note(change);

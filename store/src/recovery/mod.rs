@@ -186,8 +186,8 @@ pub(crate) struct Base {
     pub(crate) lock: DirectoryLock,
 }
 
-/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told
-/// whether both are empty.
+/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` gets true
+/// if both are empty.
 pub(crate) async fn assemble<F>(
     base: Base,
     report: &mut RecoveryReport,

@@ -94,7 +94,7 @@ pub(super) async fn recover(
         let found = recover_tail(&**packs, pack, promise).await?;
         report.damage.extend(found.damage.iter().cloned());
         if found.is_foreign {
-            // Whoever gives the file its name back finds no other pack there.
+            // If the file gets its name back, no other pack has that number.
             packs.keep_numbers_above(found.names_number);
             if state.is_some() {
                 lost.add_pack(pack);
@@ -143,7 +143,7 @@ pub(super) async fn recover(
     })
 }
 
-/// Removes the packs that the last process emptied, where it did not live to do so.
+/// Removes the packs that the last process emptied and did not live to remove.
 async fn remove_emptied(
     packs: &LocalPacks,
     meta: &dyn Meta,

@@ -54,8 +54,8 @@ pub struct RebuildReport {
     pub adopted_volumes: Vec<String>,
     /// Journals of volumes that could not be restored.
     pub stranded_journals: Vec<StrandedJournal>,
-    /// Ends of packs that were cut off: the pack, the offset, what was there, and why it was no
-    /// whole record.
+    /// Ends of packs that were cut off: the pack, the offset, the bytes found, and the reason why
+    /// they are no whole record.
     pub torn_packs: Vec<String>,
     /// The catalog log was damaged, and was written anew.
     pub mended_log: Option<MendedLog>,
@@ -273,7 +273,7 @@ async fn read_log(
     Ok((log, checked, deleted))
 }
 
-/// Puts the old index beside its place, durably. Where it is then, if there was one.
+/// Moves the old index beside its place, durably. Returns its new path, if there was one.
 pub(super) async fn set_index_aside(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<PathBuf>> {
     let index = names::index(dir);
     if !is_there(disk, &index)? {

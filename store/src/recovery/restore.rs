@@ -2,12 +2,12 @@
 //!
 //! A record is durable in the log before it is applied. So an index that has applied more records
 //! than the log has is newer than the log, and has all records as they were then. A rebuild writes
-//! those that the log lacks to the log again, while the old index is still in its place: if it is
-//! interrupted, the next one finds what is left to do.
+//! the records that the log lacks to the log again, while the old index is still in its place: if
+//! it is interrupted, the next one finds the rest of the work.
 //!
 //! It only adds and updates. A record that the log has and the old index does not have was deleted,
-//! or is from a time line of which this index knows nothing. Who deleted it can do so again, so it
-//! stays, and is named.
+//! or is from a time line unknown to this index. It stays, and is named, so that it can be deleted
+//! again.
 
 use std::fmt;
 
@@ -122,8 +122,8 @@ async fn append(meta: &dyn Meta, log: &mut CatalogLog, changes: Vec<Change>) -> 
     meta.apply(batch, true).map(drop)
 }
 
-/// The record that the catalog has to get for one of the old index, and what to say about it;
-/// `None` if it has the same.
+/// The record that the catalog must get for one of the old index, and its description; `None` if
+/// the catalog has the same.
 fn missing(meta: &dyn Meta, old: &Entry) -> Result<Option<(Entry, String)>> {
     let keys = old.keys().map_err(undecodable)?;
     let (kind, mut entry) = (old.kind(), old.clone());

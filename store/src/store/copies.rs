@@ -1,4 +1,4 @@
-//! Copies of snapshots from other stores, as records; and what a copy can build on.
+//! Copies of snapshots from other stores, as records; and the content on which a copy can build.
 //!
 //! Content is taken in by an [`Ingest`](crate::Ingest), which checks it like any upload.
 
@@ -13,9 +13,9 @@ use crate::{
 };
 
 impl Store {
-    /// Whether everything that a completed snapshot names can be taken to be in the store. False if
-    /// index and catalog were ever made again, because packs may have been lost that snapshots
-    /// name, and if anything was found lost since the last start.
+    /// Returns true if all content of completed snapshots can be taken to be in the store. False if
+    /// index and catalog were ever rebuilt, because packs that snapshots name may have been lost,
+    /// and if anything was found lost since the last start.
     pub fn vouches_for_snapshots(&self) -> bool {
         !self.engine.was_rebuilt && self.engine.lost.read().is_empty()
     }
@@ -24,7 +24,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of reading the catalog.
+    /// Errors of reading the catalog.
     pub async fn snapshot_of(&self, root: RootId) -> Result<Option<SnapshotRecord>> {
         let find = move |meta: &dyn Meta| meta.get_of_root(root);
         self.engine.meta(Priority::Read, find).await
@@ -34,7 +34,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of changing the catalog.
+    /// Errors of changing the catalog.
     pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
         let put = move |_: &dyn Meta| Ok((vec![Change::put(&record)], ()));
         self.engine.commit.change((), put).await
@@ -44,7 +44,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of changing the catalog.
+    /// Errors of changing the catalog.
     pub async fn forget_copies(&self, ids: Vec<CopyId>) -> Result<()> {
         let delete = move |_: &dyn Meta| {
             let changes = ids.iter().map(Change::delete::<CopyRecord>);
@@ -57,7 +57,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of reading the catalog.
+    /// Errors of reading the catalog.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
         let mut copies: Vec<CopyRecord> = self.engine.list_all().await?;
         copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));

@@ -31,7 +31,7 @@ pub use self::{
 /// The state of a store.
 #[derive(Debug, Clone)]
 pub struct StoreStatus {
-    /// Made when the store was, and kept.
+    /// The store's id, which never changes.
     pub store_id: String,
     /// Of the files in the data directory.
     pub format_version: u32,
@@ -53,11 +53,11 @@ pub struct StoreStatus {
     pub packs: u64,
     /// "io_uring" or "blocking".
     pub io_engine: &'static str,
-    /// What new chunks are packed with.
+    /// The packing of new chunks.
     pub compression: Compression,
     /// Free bytes of the file system.
     pub free_bytes: u64,
-    /// Why nothing is written any more, if so.
+    /// The reason why nothing is written any more, if so.
     pub read_only_reason: Option<String>,
 }
 
@@ -109,7 +109,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`](crate::Error::Invalid) for what cannot be a snapshot,
+    /// [`Error::Invalid`](crate::Error::Invalid) if it cannot be a snapshot,
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that is taken,
     /// [`Error::Poisoned`](crate::Error::Poisoned) once the store has stopped writing.
     pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
@@ -127,11 +127,11 @@ impl Store {
         Ok(ingest)
     }
 
-    /// Returns what the store is, and holds.
+    /// Returns the identity and totals of the store.
     ///
     /// # Errors
     ///
-    /// Those of reading the catalog, and of asking for the free space.
+    /// Errors of reading the catalog, and of asking for the free space.
     pub async fn status(&self) -> Result<StoreStatus> {
         let engine = &self.engine;
         let totals = engine.meta(Priority::Manage, |meta| meta.totals()).await?;
@@ -153,11 +153,11 @@ impl Store {
         })
     }
 
-    /// Makes everything durable that arrived, and refuses everything after.
+    /// Makes all arrived data durable, and refuses everything after.
     ///
     /// # Errors
     ///
-    /// Those of writing what was pending; the store is closed all the same.
+    /// Errors of writing the pending data; the store is closed all the same.
     pub async fn close(&self) -> Result<()> {
         self.engine.disk.patience().end();
         self.collector.close().await;

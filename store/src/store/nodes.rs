@@ -1,5 +1,5 @@
-//! Nodes and chunks by their ids: what another store is given, and what one that copies asks of
-//! itself.
+//! Nodes and chunks by their ids: for export to another store, and for a copy that looks up its own
+//! store.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     meta::Meta,
 };
 
-/// Which node another store asks for, by its id. It cannot ask for a chunk so.
+/// The id and kind of a node that another store asks for. Chunks have no such key.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum NodeKey {
     /// A leaf.
@@ -42,10 +42,10 @@ impl From<NodeKey> for Name {
 /// A node of a tree as it is given to another store.
 #[derive(Debug, Clone)]
 pub struct ExportedNode {
-    /// The one encoding that has its id.
+    /// The canonical encoding, which has its id.
     pub encoded: Bytes,
-    /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is
-    /// stored. 0 for one that the store has lost.
+    /// For each entry of a leaf: the bytes of its chunk's payload as it is stored. 0 for a chunk
+    /// that the store has lost.
     pub payload_bytes: Vec<u32>,
 }
 
@@ -106,37 +106,37 @@ impl Store {
         self.engine.stored_chunks(&located, &wanted).await
     }
 
-    /// Returns the positions of the chunks that the store lacks, ascending. It is not bound to keep
+    /// Returns the positions of the chunks that the store lacks, ascending. The store need not keep
     /// the others: an [`Ingest`](crate::Ingest) asks for itself.
     ///
     /// # Errors
     ///
-    /// Those of reading the index.
+    /// Errors of reading the index.
     pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
         self.engine.missing_chunks(None, ids).await
     }
 
-    /// Returns a leaf, if the store has it. Not all of its chunks need be there.
+    /// Returns a leaf, if the store has it. Some of its chunks may be missing.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if it is; those of reading.
+    /// [`Error::Damaged`] if it is; errors of reading.
     pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
         self.if_known(Name::leaf(id), self.engine.plain_leaf(id))
             .await
     }
 
-    /// Returns an inner node, if the store has it. Not all that is below it need be there.
+    /// Returns an inner node, if the store has it. Some of the nodes below may be missing.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if it is; those of reading.
+    /// [`Error::Damaged`] if it is; errors of reading.
     pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
         self.if_known(Name::inner(id), self.engine.inner_node(id))
             .await
     }
 
-    /// What is read of a node, if the store has it.
+    /// The result of reading a node, if the store has it.
     async fn if_known<T>(
         &self,
         name: Name,

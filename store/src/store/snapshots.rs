@@ -26,7 +26,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of reading the catalog.
+    /// Errors of reading the catalog.
     pub async fn list_snapshots(&self, query: ListQuery) -> Result<Vec<SnapshotRecord>> {
         self.volumes.list_snapshots(query).await
     }
@@ -49,7 +49,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of changing the catalog. No snapshot is deleted then.
+    /// Errors of changing the catalog. No snapshot is deleted then.
     pub async fn delete_snapshots(
         &self,
         keys: Vec<SnapshotKey>,

@@ -1,4 +1,4 @@
-//! Space: what is needed, what a deletion gives back, and what a collection would do.
+//! Space: the needs of content, the return of a deletion, and the plan of a collection.
 //!
 //! Each of these looks at all content, which takes minutes in a large store. They run one after the
 //! other, and the cache of reads lends them its memory meanwhile. None of them changes anything,
@@ -25,8 +25,8 @@ use crate::{
 };
 
 impl Store {
-    /// Tells what the deletion of snapshots, all together, gives back. Readers that have them open
-    /// are not considered: they keep the content until they end.
+    /// Returns the space that the deletion of snapshots, all together, gives back. Readers that
+    /// have them open are not considered: they keep the content until they end.
     ///
     /// # Errors
     ///
@@ -62,8 +62,8 @@ impl Store {
         self.estimate(Box::pin(work)).await
     }
 
-    /// Tells what snapshots and volumes take, first the snapshots and then the volumes, in this
-    /// order. Of a volume, this is its base; its journal is not part of it.
+    /// Returns the space that snapshots and volumes take, first the snapshots and then the volumes,
+    /// in this order. For a volume, this is its base without its journal.
     ///
     /// Shared bytes are counted only if they are asked for: that reads all leaves of each of the
     /// trees.
@@ -97,8 +97,8 @@ impl Store {
         self.estimate(Box::pin(work)).await
     }
 
-    /// Tells what a collection would do now, if no upload or other work were under way, and what
-    /// the store takes. Nothing is collected.
+    /// Returns the plan of a collection that would run now, without uploads or other work under
+    /// way, and the space that the store takes. Collects nothing.
     ///
     /// # Errors
     ///
@@ -132,9 +132,9 @@ impl Store {
         }
     }
 
-    /// Collects garbage once: removes packs that hold nothing needed, and copies what is needed out
-    /// of packs that are mostly dead. It runs in a task of its own to its end, whether or not the
-    /// caller waits for it, and beside everything else.
+    /// Collects garbage once: removes packs without needed records, and copies the needed records
+    /// out of packs that are mostly dead. It runs in a task of its own to its end, even if the
+    /// caller stops waiting, and beside everything else.
     ///
     /// # Errors
     ///
@@ -147,14 +147,14 @@ impl Store {
         self.collector.run(settings).await
     }
 
-    /// Lets the collection under way, if there is one, end after the pack at hand, as fast as
-    /// possible. The next one goes on.
+    /// Makes the collection under way, if there is one, end after the current pack, as fast as
+    /// possible. The next collection continues its work.
     pub fn gc_stop(&self) {
         self.collector.stop();
     }
 
-    /// The same before the store is closed: no other collection begins, and the next start goes on
-    /// by what came of the one before.
+    /// The same before the store is closed: no other collection begins, and the next start goes by
+    /// the outcome of the one before.
     pub fn gc_end(&self) {
         self.collector.end();
     }

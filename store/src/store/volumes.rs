@@ -1,4 +1,4 @@
-//! Volumes: make, find, open, attach, grow, clone, delete; and snapshots of what they hold.
+//! Volumes: make, find, open, attach, grow, clone, delete; and snapshots of their content.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of reading the catalog.
+    /// Errors of reading the catalog.
     pub async fn list_volumes(&self, query: ListQuery) -> Result<Vec<VolumeRecord>> {
         self.engine.list(query).await
     }
@@ -119,7 +119,7 @@ impl Store {
         self.volumes.resize_volume(key, size_bytes).await
     }
 
-    /// Returns what is known of a volume beside its record.
+    /// Returns the state of a volume beside its record.
     ///
     /// # Errors
     ///
@@ -140,8 +140,8 @@ impl Store {
         self.volumes.clone_volume(new).await
     }
 
-    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending:
-    /// their content is promised, and on its way into the store.
+    /// Makes snapshots of the current content of volumes, all of them at one instant. They are
+    /// pending: their content is promised, and on its way into the store.
     ///
     /// # Errors
     ///
@@ -152,13 +152,13 @@ impl Store {
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) when a snapshot has such a name,
     /// [`Error::Limit`](crate::Error::Limit) when
     /// [`PENDING_SNAPSHOTS_MAX`](crate::limits::PENDING_SNAPSHOTS_MAX) of a volume are pending.
-    /// None of them is made then. Those of opening the volumes, of writing their journals and of
+    /// None of them is made then. Errors of opening the volumes, of writing their journals and of
     /// changing the catalog.
     pub async fn snapshot_volumes(&self, new: NewSnapshots) -> Result<Vec<SnapshotRecord>> {
         self.volumes.snapshot_volumes(new).await
     }
 
-    /// Makes a snapshot of what a volume holds now, and waits until it is complete.
+    /// Makes a snapshot of the current content of a volume, and waits until it is complete.
     ///
     /// # Errors
     ///
@@ -193,8 +193,8 @@ impl Store {
         self.volumes.snapshot_progress(id)
     }
 
-    /// Goes on with the snapshots that were pending when the store was closed, one volume after
-    /// the other. Returns when all of them had their turn: those that have to wait are tried again.
+    /// Goes on with the snapshots that were pending when the store was closed, one volume after the
+    /// other. Returns when each had its turn: those that must wait are tried again.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl Store {
         self.volumes.resume_snapshots().await
     }
 
-    /// Takes journals into the store that nobody adds to, for as long as it is polled or the store
+    /// Takes journals that nobody adds to into the store, for as long as it is polled or the store
     /// is open.
     pub async fn empty_idle_journals(&self) {
         self.volumes.empty_idle_journals().await;

@@ -54,7 +54,7 @@ impl Meta for RocksMeta {
             keys::CATALOG_SEQUENCE,
             keys::encode_sequence(after.catalog_sequence),
         );
-        // As long as no pack was forgotten their states say it.
+        // As long as no pack was forgotten, the states of the packs have this number.
         if batch.packs.values().any(Option::is_none) {
             write.put_cf(
                 family,
@@ -92,7 +92,7 @@ impl Meta for RocksMeta {
 }
 
 impl Database {
-    /// Writes down whose index this is, and not only in the log, of which damage may take all.
+    /// Writes the store's id, and not only to the log, which damage may take as a whole.
     pub(super) fn begin(&self, store: StoreId) -> Result<()> {
         let family = self.family(keys::META)?;
         let mut write = WriteBatch::default();
@@ -142,7 +142,7 @@ impl Database {
 struct Rows<'a> {
     database: &'a Database,
     batch: &'a Batch,
-    /// Whether packs are there that were asked for.
+    /// The packs that were asked for, and whether they are there.
     packs: BTreeMap<PackId, bool>,
     outcome: Outcome,
 }
@@ -181,7 +181,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Whether a pack is there, by the batch or else by the index.
+    /// Returns true if a pack is there, by the batch or else by the index.
     fn is_there(&mut self, pack: PackId) -> Result<bool> {
         if let Some(said) = self.batch.says_of(pack) {
             return Ok(said);
@@ -196,7 +196,7 @@ impl Rows<'_> {
     }
 }
 
-/// What a row is from now on; `None` if it stays as it is.
+/// Returns the new row; `None` if the row stays as it is.
 fn changed(present: Option<Location>, fate: RowFate) -> Option<Option<Location>> {
     let new = match fate {
         RowFate::Stays => return None,
@@ -221,7 +221,7 @@ pub(super) fn add(total: &mut u64, amount: u64) -> Result<()> {
     Ok(())
 }
 
-/// Takes from a total what was added to it once. Both come from disk: that they agree is no given.
+/// Subtracts an amount from the total that it was added to. Both come from disk, and may disagree.
 pub(super) fn take<T>(total: &mut T, amount: T) -> Result<()>
 where
     T: Copy + fmt::Display + PartialOrd + SubAssign,

@@ -21,7 +21,7 @@ use crate::{
     meta::{Batch, Catalog, CatalogView, Filter, Page, Totals, behind},
 };
 
-/// Entries that are written at once where an index gets a family that it lacked.
+/// Bytes of entries written at once to fill a family that an index lacked.
 const FILL_BATCH_BYTES: usize = 1 << 20;
 
 /// Greater than every key of the catalog: ids have 9 bytes, and everything else is UTF-8, in which
@@ -43,8 +43,8 @@ fn root_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The first key of a family that begins with `prefix`, from `from` behind that on: what is behind
-/// the prefix, and the id.
+/// The first key of a family that begins with `prefix` and continues with at least `from`: the part
+/// behind the prefix, and the id.
 fn first_behind(
     entries: &mut DBRawIterator<'_>,
     prefix: &[u8],
@@ -71,8 +71,7 @@ struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// The record that an entry of a list stands for; `None` if it has no name and one is asked
-    /// for.
+    /// The record of a list entry; `None` if the filter wants a name and the record has none.
     fn record(&self, id: &[u8], listed_by: &str) -> Result<Option<Entry>> {
         let family = self.database.family(self.kind.records)?;
         let value = self.view.get_cf(family, id).map_err(unreadable)?;
@@ -127,9 +126,9 @@ impl Lists<'_> {
 
     /// Records by label that have all of the tags.
     ///
-    /// All tags are asked in turn for their first label from one on. If they name the same it is
-    /// one; if not, the next can only be the last of what they named. So what a rare tag skips is
-    /// skipped by all.
+    /// Each tag gives its first label from `from` on. If all tags give the same label, the record
+    /// has all tags; if not, the next candidate is the greatest of these labels. So a label skipped
+    /// by a rare tag is skipped by all.
     fn tagged(&self, tags: &'static str, from: &[u8], steps: usize) -> Result<Page<Entry>> {
         let family = self.database.family(tags)?;
         let wanted = self.filter.tags.iter();
@@ -188,12 +187,12 @@ impl Database {
         let Some(id) = self.labelled(kind, name)? else {
             return Ok(None);
         };
-        // Deleted between the two questions, and the name perhaps given to another: as if asked a
-        // moment earlier.
+        // Deleted between the two look-ups, and the name perhaps given to another record: the
+        // answer is that of a moment earlier.
         let Some(entry) = self.entry(kind, &id)? else {
             return Ok(None);
         };
-        // One without a name has its id for a label.
+        // A record without a name has its id as its label.
         let is_its_name = keys_of(&entry)?.name.is_some();
         Ok(is_its_name.then_some(entry))
     }
@@ -214,7 +213,7 @@ impl Database {
         match kind.tags {
             _ if filter.tags.is_empty() => lists.in_order(from, steps),
             Some(tags) => lists.tagged(tags, from, steps),
-            // None of the kind can have any.
+            // No record of the kind can have any.
             None => Ok(Page {
                 records: Vec::new(),
                 next: None,
@@ -222,14 +221,14 @@ impl Database {
         }
     }
 
-    /// Fills the families of tags and of roots in an index from before there were any.
+    /// Fills the families of tags and of roots in an index that is older than these families.
     pub(super) fn fill_families(&self) -> Result<()> {
         self.fill(keys::TAGS_INDEXED, |kind| kind.tags, tag_keys)?;
         self.fill(keys::ROOTS_INDEXED, |kind| kind.roots, root_keys)
     }
 
-    /// Fills a family of each kind, unless `mark` says that this is done. It is cut short without
-    /// harm: it is done again then.
+    /// Fills a family of each kind, unless `mark` shows that this is done. An interrupted fill does
+    /// no harm: it is done again.
     fn fill(
         &self,
         mark: &[u8],
@@ -277,7 +276,7 @@ impl Database {
         }
     }
 
-    /// Removes all records. It takes one entry in each family, however many records there are.
+    /// Removes all records. Takes one entry in each family, however many records there are.
     pub(super) fn clear_catalog(&self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
         for kind in self.kinds.iter() {
             for family in kind.families() {
@@ -347,7 +346,7 @@ impl Catalog for RocksMeta {
 /// A record as a batch leaves it: of which kind, and `None` if it is deleted.
 type Changed = (&'static Kind, Option<Entry>);
 
-/// What one batch makes of the families of the catalog. Later changes see what earlier ones did.
+/// The effect of one batch on the families of the catalog. Later changes see those before them.
 struct Changes<'a> {
     database: &'a Database,
     /// By the numbers of their kinds, and by id.
@@ -381,7 +380,7 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Sets what points to a record.
+    /// Sets the entries that point to a record.
     fn point(&mut self, kind: &'static Kind, record: &OwnedKeys, id: Option<&[u8]>) {
         if let Some(labels) = kind.labels {
             let label = record.label().as_bytes().to_vec();
@@ -419,7 +418,7 @@ impl<'a> Changes<'a> {
         if let Some(count) = totals.count_mut(kind) {
             add(count, 1)?;
         }
-        // It cannot overflow: not with so many records as 64 bits count.
+        // It cannot overflow with fewer than 2^64 records.
         totals.logical_bytes = (totals.logical_bytes).saturating_add(record.logical_bytes.into());
         self.point(kind, &record, Some(&record.id));
         self.records

@@ -7,15 +7,15 @@
 //! # When a write fails
 //!
 //! RocksDB fails a write when its log cannot be written or synced, and when a flush in the
-//! background could not be done. From then on it fails all writes, also when what it was short of
-//! (space, descriptors) is there again: its C interface has no `Resume`, and for descriptors there
-//! would be none in C++ either. Reads go on, and when it is opened again all that was acknowledged
-//! is there. The failed batch may be in the log and come back then, its totals included; a batch
-//! written meanwhile, should RocksDB take one, would have been counted without it.
+//! background failed. From then on it fails all writes, even if the missing resource (space,
+//! descriptors) is there again: its C interface has no `Resume`, and for descriptors there would be
+//! none in C++ either. Reads go on, and all acknowledged data is there when it is opened again. The
+//! failed batch may be in the log and come back then, its totals included; a batch written
+//! meanwhile, should RocksDB take one, would have been counted without it.
 //!
 //! So after such a failure the next batch first [opens the database again](recover), if that can
-//! succeed, and looks at totals and catalog sequence: they say whether the failed batch is in it.
-//! If they say something else, and after a failed sync, nothing is written any more until a
+//! succeed, and looks at totals and catalog sequence: they show whether the failed batch is in it.
+//! If they show neither state, and after a failed sync, nothing is written any more until a
 //! restart.
 
 mod apply;
@@ -43,7 +43,7 @@ use crate::{
     limits,
 };
 
-/// Keys looked up in one call: what bounds the values that RocksDB keeps pinned for us meanwhile.
+/// Keys looked up in one call. This bounds the values that RocksDB keeps pinned meanwhile.
 const LOOKUP_KEYS: usize = 4096;
 
 /// Index and catalog in a directory of their own.
@@ -51,14 +51,14 @@ pub struct RocksMeta {
     path: PathBuf,
     store: StoreId,
     kinds: Kinds,
-    /// None only if it could not be opened again.
+    /// `None` only if it could not be opened again.
     database: RwLock<Option<Database>>,
     /// One batch at a time: each reads what it replaces, to keep the totals exact.
     applying: Mutex<Applying>,
     known: RwLock<Known>,
-    /// Why nothing is written any more.
+    /// The reason why nothing is written any more.
     failed: OnceLock<String>,
-    /// Somebody waits to open the database again: who looks at it for long ends.
+    /// Set while somebody waits to open the database again: long looks at it end then.
     reopening: AtomicBool,
 }
 
@@ -72,7 +72,7 @@ struct Database {
 /// A database that stays open as long as this is held.
 type Held<'a> = MappedRwLockReadGuard<'a, Database>;
 
-/// What is kept in memory too.
+/// Facts about the database that are also kept in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Known {
     totals: Totals,
@@ -154,8 +154,8 @@ impl RocksMeta {
         }
     }
 
-    /// Reads, and tries again for a while where the system is short of something: it holds up one
-    /// of the store's threads.
+    /// Reads, and tries again for a while on a shortage of the system. This holds up one of the
+    /// store's threads.
     fn reading<T>(&self, read: impl Fn(&Database) -> Result<T>) -> Result<T> {
         for pause in limits::INDEX_READ_PAUSES {
             match self.database().and_then(|database| read(&database)) {
@@ -184,8 +184,7 @@ impl RocksMeta {
 impl Database {
     fn open(path: &Path, store: StoreId, kinds: Kinds) -> Result<(Self, Known)> {
         let mut options = options::database();
-        // An index that was made by an earlier version lacks the families of what that did not
-        // know.
+        // An index of an earlier version lacks the families of kinds that the version did not know.
         options.create_missing_column_families(true);
         let database = Self::with_options(path, &options, kinds)?;
         let identity = match database.get(keys::META, keys::IDENTITY)? {
@@ -218,7 +217,7 @@ impl Database {
     fn with_options(path: &Path, database: &Options, kinds: Kinds) -> Result<Self> {
         let db = DB::open_cf_descriptors(database, path, options::column_families(kinds)).map_err(
             |error| match error.kind() {
-                // So RocksDB says that there is nothing, or not what was asked for.
+                // RocksDB's way to say that there is no database, or not the expected one.
                 ErrorKind::InvalidArgument => incompatible(path, error),
                 _ => failed_at(path, "open", error),
             },
@@ -256,8 +255,8 @@ impl Database {
         Ok((state.pack == pack).then_some(state))
     }
 
-    /// The highest number that a pack ever had: by the states, or by what was kept when one of them
-    /// was forgotten. A version that knows nothing of that may have added packs since.
+    /// The highest number that a pack ever had: by the states, or by the number stored when one of
+    /// them was forgotten. A version that does not know that number may have added packs since.
     fn last_pack_number(&self) -> Result<u64> {
         let kept = match self.get(keys::META, keys::LAST_PACK_NUMBER)? {
             Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
@@ -272,7 +271,7 @@ impl Database {
         Ok(last.pack.number.max(kept))
     }
 
-    /// The rows under the bytes of `names`, in their order. Those of nodes may be of other kinds.
+    /// The rows under the bytes of `names`, in their order. Rows of nodes may be of other kinds.
     fn rows<'a>(
         &self,
         names: impl ExactSizeIterator<Item = &'a Name> + Clone,
@@ -308,7 +307,7 @@ impl Index for RocksMeta {
     fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>> {
         let mut rows = self.reading(|database| database.rows(names.iter()))?;
         for (name, row) in names.iter().zip(&mut rows) {
-            // A leaf is no inner node, though whoever asks may say so.
+            // A leaf is no inner node, even if the caller asks for it as one.
             *row = row.filter(|row| row.payload.kind == name.kind());
         }
         Ok(rows)
@@ -372,7 +371,7 @@ fn unreadable(error: rocksdb::Error) -> Error {
     }
 }
 
-/// What the caller is told of a failure to write.
+/// The error that the caller gets for a failed write.
 fn failed_at(path: &Path, verb: &'static str, error: rocksdb::Error) -> Error {
     if is_disk_full(&error) {
         return Error::Full {
@@ -394,13 +393,13 @@ fn failed_at(path: &Path, verb: &'static str, error: rocksdb::Error) -> Error {
     Error::Index { verb, message }
 }
 
-/// RocksDB has a code for this, of which its C interface hands on nothing but the text.
+/// RocksDB has a code for this, but its C interface passes only the text.
 fn is_disk_full(error: &rocksdb::Error) -> bool {
     error.kind() == ErrorKind::IOError && error.as_ref().contains("No space left on device")
 }
 
-/// What the system was short of. RocksDB ends its message with the text that the C library has for
-/// the error number.
+/// The resource that the system was short of. RocksDB ends its message with the C library's text
+/// for the error number.
 fn shortage(error: &rocksdb::Error) -> Option<io::Error> {
     let texts = [
         (Errno::MFILE, "Too many open files"),

@@ -1,12 +1,12 @@
-//! How RocksDB is set up, and why.
+//! The settings of RocksDB, and their reasons.
 //!
-//! The chunks are what matters: ten million of them are 0.6 GiB, asked for in no order, and most
-//! questions of a first import are for chunks that are not there. So a filter answers for every
-//! level, and filters are cut in blocks of 16 KiB that live in the one block cache: at 7 bits a
-//! chunk they take 9 MiB of it for ten million.
+//! Chunks dominate: ten million of them are 0.6 GiB, looked up in random order, and most look-ups
+//! of a first import are for absent chunks. So a filter answers for every level, and filters are
+//! cut in blocks of 16 KiB that live in the one block cache: at 7 bits a chunk they take 9 MiB of
+//! it for ten million.
 //!
-//! Measured with a million chunks, 4096 asked for at once, in time of one core: a million absent
-//! ones a second, 0.2 million that are there; 0.6 million are put a second.
+//! Measured with a million chunks, 4096 in one look-up, in time of one core: a million look-ups of
+//! absent chunks a second, 0.2 million of present ones; 0.6 million puts a second.
 
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode,
@@ -20,22 +20,22 @@ use crate::{
 
 /// Threads for flush and compaction.
 const BACKGROUND_JOBS: i32 = 2;
-/// Files of ten million chunks at [`FILE_BYTES`] each, twice: none is opened again and again.
+/// Room for ten million chunks in files of [`FILE_BYTES`], twice: no file is opened repeatedly.
 #[expect(clippy::cast_possible_truncation, reason = "checked just below")]
 const OPEN_FILES_MAX: i32 = limits::ROCKS_FILES_OPEN_MAX as i32;
 const _: () = assert!(limits::ROCKS_FILES_OPEN_MAX < 1 << 16);
 const FILE_BYTES: u64 = 16 << 20;
-/// Level 1. As keys are hashes each compaction into it reads all of it: small, but above all write
-/// buffers.
+/// Level 1. As keys are hashes, each compaction into it reads all of it: so it is small, but larger
+/// than all write buffers.
 const LEVEL_1_BYTES: u64 = 64 << 20;
 /// Each input file of a compaction has a buffer like this: 2 MiB, the default, would be most of our
 /// memory.
 const COMPACTION_READ_BYTES: usize = 256 << 10;
-/// What is read again when a store is opened after a crash, and what rarely written families may
-/// hold on to.
+/// Log that is read again when a store is opened after a crash, and that rarely written families
+/// may hold on to.
 const WAL_BYTES_MAX: u64 = 8 << 20;
 /// Two write buffers each: one fills while the other goes to disk, and writers wait when both are
-/// full. So this is a bound.
+/// full. So the memory is bounded.
 const WRITE_BUFFERS: u8 = 2;
 
 /// Write buffers of the index. `meta` has the totals, written with every batch.
@@ -76,25 +76,23 @@ pub(super) fn database() -> Options {
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_db_write_buffer_size(limits::ROCKS_WRITE_BUFFER_BYTES);
     options.set_compaction_readahead_size(COMPACTION_READ_BYTES);
-    // Files are written at an even pace, or the sync at their end would hold up everybody else's.
+    // Files are written at an even pace, or the sync at their end would hold up all other syncs.
     options.set_bytes_per_sync(1 << 20);
     options.set_skip_stats_update_on_db_open(true);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
 
     options.set_max_total_wal_size(WAL_BYTES_MAX);
-    // The default, 4 MiB, would be taken from a disk that is nearly full each time the store is
-    // opened.
+    // Opening the store would take the default, 4 MiB, each time, also from a nearly full disk.
     options.set_manifest_preallocation_size(64 << 10);
-    // Reading the log ends at the first record that is not whole. Behind the last sync that is what
-    // a power cut leaves, and nobody was told of it; the stricter AbsoluteConsistency would refuse
-    // to open such a store. If it is damage instead, before the last sync, what follows is lost
-    // here, but still in order: the index is then as it was some batches ago, knows so (pack states
-    // and catalog sequence are part of each batch), and recovery brings in the rest from packs and
-    // catalog log. The laxer modes would skip batches in between, and nobody would know.
+    // Reading the log ends at the first record that is not whole. Behind the last sync this is the
+    // work of a power cut, and nobody was told of the record; the stricter AbsoluteConsistency
+    // would refuse to open such a store. Before the last sync it is damage. The records behind it
+    // are lost here, but still in order: the index is then as it was some batches ago, knows so
+    // (pack states and catalog sequence are part of each batch), and recovery adds the rest from
+    // packs and catalog log. The laxer modes would skip batches in between, and nobody would know.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    // A log file that was synced and is missing is noticed, instead of taken for one that never
-    // was.
+    // A missing log file that was synced is noticed.
     options.set_track_and_verify_wals_in_manifest(true);
 
     options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, log));
@@ -130,7 +128,7 @@ fn table(cache: &Cache) -> BlockBasedOptions {
     table.set_ribbon_filter(10.0);
     table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     table.set_partition_filters(true);
-    // Larger than data blocks: a lookup looks at fewer of them, and 32 KiB gain nothing more.
+    // Larger than data blocks: a lookup reads fewer of them, and 32 KiB gain nothing more.
     table.set_metadata_block_size(16 << 10);
     table.set_cache_index_and_filter_blocks(true);
     table.set_cache_index_and_filter_blocks_with_high_priority(true);

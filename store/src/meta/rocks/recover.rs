@@ -1,4 +1,4 @@
-//! Going on after a write that failed because the system was short of something.
+//! Recovery from a write that failed because the system was short of a resource.
 
 use std::{fs, sync::atomic::Ordering};
 
@@ -10,19 +10,18 @@ use crate::{
     meta::{Batch, Outcome},
 };
 
-/// Free space that opening takes, beside what the log holds: a manifest, an options file, the next
-/// log.
+/// Free space for opening, beside the log's content: a manifest, an options file, the next log.
 const OPEN_BYTES: u64 = 1 << 20;
-/// Descriptors that are there before the database is opened again. It needs no more than it had:
-/// these are for what others take in between.
+/// Descriptors that must be free before the database is opened again. It needs no more than it had:
+/// these are for others that take some in between.
 const OPEN_DESCRIPTORS: usize = 16;
 
-/// What is known of the last batch.
+/// The state of the last batch.
 #[derive(Debug, Default)]
 pub(super) struct Applying {
-    /// It may be in the database, or not.
+    /// A batch that may be in the database, or not.
     interrupted: Option<Interrupted>,
-    /// It is, though its caller was told that it failed.
+    /// A batch that is in it, though its caller was told that it failed.
     came_back: Option<(Batch, Outcome)>,
 }
 
@@ -32,13 +31,12 @@ struct Interrupted {
     outcome: Outcome,
     before: Known,
     after: Known,
-    /// Told again until it is over.
+    /// Returned again until recovery succeeds.
     error: Error,
 }
 
 impl Applying {
-    /// What became of a batch that was written though it looked as if it had failed, and is applied
-    /// once more.
+    /// The outcome of a batch that was written though it seemed to fail, and is applied once more.
     pub(super) fn came_back(&mut self, batch: &Batch) -> Option<Outcome> {
         let (written, outcome) = self.came_back.take()?;
         if written == *batch {
@@ -63,7 +61,7 @@ impl RocksMeta {
     ) -> Error {
         let failed = || failed_at(&self.path, "write the index in", error.clone());
         let passes = is_disk_full(&error) || shortage(&error).is_some();
-        // What a failed sync was to make durable is in doubt, whatever the reason.
+        // The data of a failed sync is in doubt, whatever the reason.
         if passes && !error.as_ref().to_ascii_lowercase().contains("sync") {
             tracing::warn!(%error, "the index cannot be written for now");
             applying.interrupted = Some(Interrupted {
@@ -88,7 +86,7 @@ impl RocksMeta {
         let _ = self.failed.set(reason);
     }
 
-    /// Opens the database again if a write has failed, for until then all others would.
+    /// Opens the database again if a write has failed, because all others would fail until then.
     pub(super) fn go_on(&self, applying: &mut Applying) -> Result<()> {
         let Some(interrupted) = &applying.interrupted else {
             return Ok(());
@@ -98,7 +96,7 @@ impl RocksMeta {
             self.reopening.store(true, Ordering::Relaxed);
             let mut database = self.database.write();
             self.reopening.store(false, Ordering::Relaxed);
-            // It has a lock on its directory: it is closed first.
+            // Closed first, because it locks its directory.
             *database = None;
             let (opened, known) = Database::open(&self.path, self.store, self.kinds)?;
             *database = Some(opened);
@@ -107,8 +105,8 @@ impl RocksMeta {
         let Some(interrupted) = applying.interrupted.take() else {
             return Ok(());
         };
-        // A batch may look the same before and after: one that puts records in another place, say.
-        // Then nothing tells whether it is there, and it is applied once more, as if it were not.
+        // A batch may look the same before and after, for example if it moves records. Then nothing
+        // shows whether it is there, and it is applied once more, as if it were not.
         let is_there = known == interrupted.after && known != interrupted.before;
         if is_there {
             applying.came_back = Some((interrupted.batch, interrupted.outcome));
@@ -127,7 +125,7 @@ impl RocksMeta {
         Ok(())
     }
 
-    /// Opens it for those who read, if it was closed and could not be opened again.
+    /// Opens it for readers, if it was closed and could not be opened again.
     pub(super) fn open_if_closed(&self) -> Result<()> {
         let mut database = self.database.write();
         if database.is_none() {
@@ -137,7 +135,7 @@ impl RocksMeta {
         Ok(())
     }
 
-    /// That opening can succeed: reads go on until then, and would not while it is closed.
+    /// Checks that opening can succeed: reads go on until then, and stop while it is closed.
     #[expect(
         clippy::disallowed_methods,
         reason = "RocksDB does its own file access, and this looks at what it will find"
@@ -164,7 +162,7 @@ impl RocksMeta {
             .map_err(|source| Error::io("write the index in", &self.path, source))
     }
 
-    /// What opening may write out: the logs.
+    /// The bytes that opening may write out: the logs.
     #[expect(
         clippy::disallowed_methods,
         reason = "RocksDB does its own file access, and this looks at its files"

@@ -24,7 +24,7 @@ fn index_in(directory: &TempDir) -> PathBuf {
     directory.path().join("index")
 }
 
-/// The reason that an index is not opened for.
+/// The reason why an index is not opened.
 fn refusal(path: &Path, store: StoreId) -> String {
     match RocksMeta::open(path, store) {
         Err(Error::Incompatible { path: named, why }) if named == path => why,
@@ -45,7 +45,7 @@ fn numbered(number: u64) -> Batch {
     batch
 }
 
-/// That batches 1 to n are there for some n, which is returned, all of each, and nothing else.
+/// Checks that batches 1 to n are there for some n, all of each, and nothing else. Returns n.
 fn whole_batches(meta: &RocksMeta, most: u64) -> u64 {
     let last = meta.catalog_sequence().unwrap();
     let names: Vec<_> = (1..=most).map(chunk).collect();
@@ -186,7 +186,7 @@ fn an_index_that_lacks_families_of_tags_and_roots_gets_them_when_it_is_opened() 
     }
 }
 
-/// A list that is all there is.
+/// A page that is the whole list.
 fn whole<R>(records: Vec<R>) -> Page<R> {
     Page {
         records,
@@ -237,7 +237,7 @@ fn log_of(index: &Path) -> PathBuf {
         .unwrap()
 }
 
-/// Lets `change` spoil the log of an index with batches 1 to 20, and gives how many of them are
+/// Lets `change` spoil the log of an index with batches 1 to 20. Returns the number of batches
 /// left.
 fn batches_after(change: impl FnOnce(&mut Vec<u8>)) -> u64 {
     let directory = tempfile::tempdir().unwrap();
@@ -254,7 +254,7 @@ fn batches_after(change: impl FnOnce(&mut Vec<u8>)) -> u64 {
 
     let meta = RocksMeta::open(&path, STORE).unwrap();
     let left = whole_batches(&meta, 25);
-    // And it can be gone on with from there.
+    // Writing can continue from there.
     for number in left + 1..=25 {
         meta.apply(numbered(number), false).unwrap();
     }
@@ -278,7 +278,7 @@ fn a_torn_log_leaves_whole_batches() {
     assert_eq!((left[0], left[16]), (0, 20));
 }
 
-/// Damage, too, leaves only whole batches in order: what is behind it is brought in by recovery.
+/// Damage, too, leaves only whole batches in order: recovery adds the rest.
 #[test]
 fn a_damaged_log_leaves_whole_batches() {
     for part in 1..16 {
@@ -350,7 +350,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Batches of many chunks, so that what holds them is full soon.
+/// Batches of many chunks, which fill their disk soon.
 fn many(number: u64) -> Batch {
     let mut batch = Batch::default();
     for nth in MANY * number..MANY * (number + 1) {
@@ -363,7 +363,7 @@ fn many(number: u64) -> Batch {
 
 const MANY: u64 = 2000;
 
-/// That the first batches are there, whole, and no others.
+/// Checks that the first batches are there, whole, and no others.
 fn check_many(meta: &RocksMeta, batches: u64) {
     let names: Vec<_> = (0..MANY * (batches + 2)).map(chunk).collect();
     for (number, place) in (0..).zip(meta.lookup(&names).unwrap()) {
@@ -378,7 +378,7 @@ fn check_many(meta: &RocksMeta, batches: u64) {
     assert_eq!(meta.catalog_sequence().unwrap(), batches);
 }
 
-/// Applies batches until one is refused: how many were applied, and why no more.
+/// Applies batches until one is refused. Returns how many were applied, and the error.
 fn until_refused(meta: &RocksMeta, mut applied: u64, sync: bool) -> (u64, Error) {
     loop {
         match meta.apply(many(applied), sync) {
@@ -417,7 +417,7 @@ fn a_full_disk_refuses_batches_until_there_is_space_again() {
 
     fs::remove_file(&reserve).unwrap();
     meta.writes_again().unwrap();
-    // Whether it was in the log or not: it is applied once.
+    // Applied once, even if it was already in the log.
     for number in applied..applied + 5 {
         meta.apply(many(number), true).unwrap();
         check_many(&meta, number + 1);
@@ -485,8 +485,7 @@ fn want_of_descriptors(directory: &TempDir) -> rocksdb::Error {
     error
 }
 
-/// A chunk that was lost is sent again and put elsewhere: no total tells whether that is written
-/// down.
+/// A lost chunk is sent again and put elsewhere: no total shows whether that was written.
 #[test]
 fn a_batch_that_changes_no_total_is_applied_after_all_when_it_is_tried_again() {
     if !crate::tests::is_alone(

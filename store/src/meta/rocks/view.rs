@@ -17,7 +17,7 @@ use crate::{
     meta::{CatalogView, IndexView, PackState, Totals},
 };
 
-/// Read at a time, ahead of who looks: a scan reads files from end to end.
+/// Bytes read ahead of a look: a scan reads files from end to end.
 const READAHEAD_BYTES: usize = 1 << 20;
 
 struct View<'a> {
@@ -27,14 +27,14 @@ struct View<'a> {
 }
 
 impl RocksMeta {
-    /// The database stays open as long as somebody looks. Who wants to open it again waits for
-    /// that, and writes with him, so `scan` ends when it is told so.
+    /// The database stays open during a look. Opening it again waits for the look, and all writers
+    /// wait with it, so `scan` ends when it is told so.
     pub(super) fn look(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
         let database = self.database()?;
         look(&self.view_of(&database))
     }
 
-    /// The same of the catalog.
+    /// The same for the catalog.
     pub(super) fn look_at_catalog(
         &self,
         look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>,
@@ -59,7 +59,7 @@ impl View<'_> {
         from: IteratorMode<'_>,
     ) -> Result<DBIteratorWithThreadMode<'_, DB>> {
         let mut options = ReadOptions::default();
-        // What everybody else asks for stays in the cache.
+        // Keeps the blocks of other readers in the cache.
         options.fill_cache(false);
         options.set_readahead_size(READAHEAD_BYTES);
         let family = self.database.family(family)?;
