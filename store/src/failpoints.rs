@@ -1,5 +1,5 @@
 //! The catalogue of crash points: places where a process may die, each with the state that must be
-//! found after that.
+//! found afterwards.
 //!
 //! A test arms one by the environment of the daemon (`VARVE_FAILPOINT=name` or `name:N` for the Nth
 //! time it is reached) and the process ends there as if it were killed. An unarmed point costs one
@@ -25,7 +25,7 @@ macro_rules! failpoints {
         }
 
         impl Failpoint {
-            /// All of them.
+            /// All crash points.
             pub const ALL: &'static [Self] = &[$(Self::$point),+];
 
             /// The name of the point in the environment.
@@ -77,14 +77,14 @@ failpoints! {
     /// A volume's journal was synced; the caller has no answer yet. After: all earlier writes are
     /// there.
     JournalSynced = "journal-synced",
-    /// A collection knows what is needed, and has changed nothing.
+    /// A collection knows which records are needed, and has changed nothing.
     GcMarked = "gc-marked",
     /// Packs are condemned, which is in memory only. After: nothing is.
     GcCondemned = "gc-condemned",
     /// Live records of condemned packs were appended to other packs, and are not synced. After:
     /// everything is where it was.
     GcSurvivorsAppended = "gc-survivors-appended",
-    /// They are synced, and no row has moved. After: the same; the copies are dead.
+    /// The copies are synced, and no row has moved. After: the same; the copies are dead.
     GcSurvivorsSynced = "gc-survivors-synced",
     /// Rows have moved, and the condemned packs are emptied. After: the next start removes them.
     GcMoved = "gc-moved",
@@ -95,7 +95,7 @@ failpoints! {
 
 /// 0: none; otherwise the armed point's number + 1.
 static ARMED: AtomicU32 = AtomicU32::new(0);
-/// How many more times the armed point is passed first.
+/// Number of times that the armed point is passed first.
 static REMAINING: AtomicU64 = AtomicU64::new(0);
 
 /// Arms the point that the environment names, if it names one.

@@ -44,7 +44,7 @@ pub const UPLOADS_MAX: usize = 64;
 /// Remotes: other daemons that have names.
 pub const REMOTES_MAX: usize = 256;
 /// Packed bytes of a group of chunks that is indexed together. After a crash, an interrupted upload
-/// has to send as much again.
+/// must send as much again.
 pub const INDEX_GROUP_BYTES: u64 = 32 << 20;
 /// Chunks and tree nodes of such a group, at most: each takes some 300 bytes of memory, and its
 /// packed bytes may be fewer. A group of chunks of the usual 14 KiB has 2400. While one group is
@@ -70,7 +70,7 @@ pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 /// recently used ones are closed for others.
 #[expect(clippy::cast_possible_truncation, reason = "9216")]
 pub const JOURNAL_FILES_OPEN_MAX: usize = journal_descriptors(VOLUMES_MAX) as usize;
-/// The same for so many volumes: enough that none of them has to wait, and a thousand files that
+/// The same for `volumes` volumes: enough that none of them has to wait, and a thousand files that
 /// are read or not durable yet.
 #[must_use]
 pub const fn journal_descriptors(volumes: u64) -> u64 {
@@ -105,28 +105,28 @@ pub const READ_AHEADS_MAX: usize = 4;
 /// Neighbouring records are read together when no more than this lies between them.
 pub const READ_GAP_BYTES: u64 = 16 << 10;
 
-/// Memory of whatever takes stock of all content: garbage collection, and what tells how much space
-/// something takes. The cache of reads does without it meanwhile.
+/// Memory for taking stock of all content, by a garbage collection or an estimate of space. The
+/// cache of reads does without it meanwhile.
 pub const GC_BYTES_MAX: u64 = 64 << 20;
 /// The part of it that does not depend on the number of names: waiting leaves, reads under way, the
 /// names of a shard, counts of packs.
 pub const GC_BYTES_FIXED: u64 = 10 << 20;
 /// Names of one perfect hash. Building it takes some 24 bytes for each.
 pub const GC_SHARD_NAMES: usize = 256 << 10;
-/// Leaves that were found and not read yet: they are read in the order of their places.
+/// Leaves that wait to be read in the order of their places.
 pub const GC_LEAVES_WAITING: usize = 32 << 10;
 /// Reads of neighbouring leaves under way, of [`READ_SPAN_BYTES`] at most.
 pub const GC_READS_IN_FLIGHT: usize = 2;
-/// Packs that are condemned at one time, and bytes of records that are copied from them, beyond
-/// those of the last one.
+/// Packs that are condemned at one time, and bytes of records copied from them, without those of
+/// the last one.
 pub const GC_CONDEMNED_PACKS: usize = 64;
 /// See [`GC_CONDEMNED_PACKS`].
 pub const GC_CONDEMNED_BYTES: u64 = 512 << 20;
-/// What tells how much space something takes may last so long when a collection runs.
+/// Time that an estimate of space may take while a collection runs.
 pub const GC_ESTIMATE_TIME: Duration = Duration::from_secs(5);
-/// Reasons that the report of a collection names: who holds packs, and damage.
+/// Reasons in the report of a collection: holders of packs, and damage.
 pub const GC_REASONS_MAX: usize = 16;
-/// Length of such a reason, and of that of a failure; a longer one is cut.
+/// Length of such a reason, and of the reason of a failure; a longer one is cut.
 pub const GC_REASON_BYTES_MAX: usize = 4 << 10;
 
 /// RocksDB's block cache, index and filter blocks included.
@@ -265,8 +265,8 @@ pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
 /// Bytes of the catalog log beyond which it is replaced by one that begins with a checkpoint. A
 /// start reads the whole log.
 pub const LOG_CHECKPOINT_BYTES: u64 = 64 << 20;
-/// The log also has to be longer than so many times its checkpoint. So all checkpoints together
-/// write less than a third of what the changes of the catalog do.
+/// The log must also be longer than this many times its checkpoint. So all checkpoints together
+/// write less than a third of the bytes of the catalog's changes.
 pub const LOG_CHECKPOINT_RATIO: u64 = 4;
 /// Memory of the catalog log while it is read or written anew: windows of 1 MiB, their records
 /// decoded and encoded again, and blocks of a checkpoint.

@@ -135,7 +135,7 @@ pub struct SnapshotVerify {
 }
 
 impl SnapshotVerify {
-    /// Begins to verify what a reader reads.
+    /// Begins to verify the content of a reader.
     pub(crate) async fn begin(reader: SnapshotReader) -> Result<Self> {
         let disk = DiskSource::new(Arc::clone(reader.engine()));
         let root = disk.root(reader.root().id()).await;
@@ -204,7 +204,7 @@ impl SnapshotVerify {
         Ok(())
     }
 
-    /// The record says how much data there is: less means that something was not reached.
+    /// The record has the amount of data: less means that some of it was not reached.
     fn compare_length(&mut self) {
         self.progress.checked_bytes = self.progress.checked_bytes.min(self.reader.size_bytes());
         if self.progress.checked_bytes != self.progress.total_bytes {

@@ -91,7 +91,7 @@ impl<'a> Fields<'a> {
         Ok(tags)
     }
 
-    /// That nothing is left.
+    /// Checks that nothing is left.
     pub(super) fn end(self) -> Result<(), FormatError> {
         if self.rest.is_empty() {
             return Ok(());
@@ -161,7 +161,7 @@ impl<'a> FieldsMut<'a> {
     }
 }
 
-/// Appends how many of something follow.
+/// Appends the number of the items that follow.
 ///
 /// # Panics
 ///
@@ -175,13 +175,13 @@ pub(super) fn put_count(bytes: &mut Vec<u8>, count: usize) {
     bytes.extend_from_slice(&(count as u32).to_le_bytes());
 }
 
-/// Appends what [`Fields::text`] reads.
+/// Appends a text for [`Fields::text`].
 pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
     put_count(bytes, text.len());
     bytes.extend_from_slice(text.as_bytes());
 }
 
-/// Appends what [`Fields::tags`] reads.
+/// Appends tags for [`Fields::tags`].
 pub(super) fn put_tags(bytes: &mut Vec<u8>, tags: &BTreeMap<String, String>) {
     put_count(bytes, tags.len());
     for (key, value) in tags {
@@ -226,7 +226,7 @@ pub(super) fn first<'a, const N: usize>(
         .ok_or_else(|| FormatError::short(what, N as u64, bytes.len() as u64))
 }
 
-/// That `bytes` begin with `magic`.
+/// Checks that `bytes` begin with `magic`.
 pub(super) fn expect_magic(
     what: &'static str,
     bytes: &[u8],

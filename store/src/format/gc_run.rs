@@ -1,4 +1,4 @@
-//! The last garbage collection, as the index keeps it: when it ran, and what came of it.
+//! The last garbage collection, as the index keeps it: its times and its outcome.
 
 use super::{
     FormatError,
@@ -34,16 +34,16 @@ pub struct GcReport {
     pub dead_bytes: u64,
     /// Bytes of records that are needed, as the run found them.
     pub live_bytes: u64,
-    /// How often all leaves were read; 0 if it was stopped before it knew what is needed.
+    /// Number of passes over all leaves; 0 if it was stopped before it knew the needed records.
     pub passes: u32,
     /// Packs that stay because somebody relies on them.
     pub packs_held: u64,
-    /// Who relies on them: the snapshots and volumes that are being stored. At most
+    /// The snapshots and volumes that are being stored and rely on them. At most
     /// [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
     pub held_by: Vec<String>,
     /// Packs that stay because needed records in them are damaged, or whose files are gone.
     pub packs_damaged: u64,
-    /// That damage. At most [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
+    /// The damage in them. At most [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
     pub damage: Vec<String>,
     /// True if it was stopped before its end.
     pub stopped: bool,

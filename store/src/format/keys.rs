@@ -147,7 +147,7 @@ pub struct PackState {
     /// All records before this offset, in bytes, are synced and in the index. Recovery surveys the
     /// bytes behind it.
     pub indexed_bytes: u64,
-    /// What becomes of it.
+    /// Its phase.
     pub phase: PackPhase,
 }
 

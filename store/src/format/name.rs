@@ -1,4 +1,4 @@
-//! What records are called.
+//! Names of records.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use varve_content::{ChunkId, NodeId, RootId};
 
 use super::pack::{FooterEntry, RecordHeader, RecordKind};
 
-/// What a record is called in packs, in the index and in caches: its kind, and the id of the chunk
-/// or node that it holds.
+/// The name of a record in packs, in the index and in caches: its kind, and the id of the chunk or
+/// node that it holds.
 ///
 /// Trees, clients and other stores know ids. An id becomes a name here and nowhere else.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,7 +50,7 @@ impl Name {
         Self::new(RecordKind::Root, *id.as_bytes())
     }
 
-    /// The name of what has these bytes, unpacked.
+    /// The name of a record with these unpacked bytes.
     #[must_use]
     pub fn of(kind: RecordKind, plain: &[u8]) -> Self {
         match kind {
@@ -61,7 +61,7 @@ impl Name {
         }
     }
 
-    /// What the record holds.
+    /// The kind of the record.
     #[must_use]
     pub const fn kind(&self) -> RecordKind {
         self.kind
@@ -90,7 +90,7 @@ impl fmt::Debug for Name {
 }
 
 impl RecordHeader {
-    /// What the record is called.
+    /// The record's name.
     #[must_use]
     pub const fn name(&self) -> Name {
         Name::new(self.payload.kind, self.id)
@@ -98,7 +98,7 @@ impl RecordHeader {
 }
 
 impl FooterEntry {
-    /// What the record is called.
+    /// The record's name.
     #[must_use]
     pub const fn name(&self) -> Name {
         Name::new(self.payload.kind, self.id)

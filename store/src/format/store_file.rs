@@ -145,7 +145,7 @@ impl StoreFile {
             compression: value(&mut lines, "compression")?,
             created_unix_seconds: value(&mut lines, "created_unix_seconds")?,
         };
-        // Whatever does not read back to the very same text was not written by this program.
+        // Text that does not read back identically was not written by this program.
         let expected = file.encode();
         if expected != text {
             let differs = expected

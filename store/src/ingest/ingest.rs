@@ -240,10 +240,9 @@ impl Ingest {
         })
     }
 
-    /// Takes over leaves of a completed snapshot, each segment once; `blocks` is their number of
-    /// data blocks. The pin of its root keeps them, and all that they name, in the store. The
-    /// caller vouches that they are its leaves: a wrong one makes another root. its leaves is the
-    /// caller's word: one that does not belong makes another root.
+    /// Takes over leaves of a completed snapshot, each segment once, with `data_blocks` blocks of
+    /// data. The pin of its root keeps them, and all that they name, in the store. The caller
+    /// vouches that they are its leaves: a wrong one makes another root.
     ///
     /// # Errors
     ///

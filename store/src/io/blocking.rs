@@ -11,7 +11,7 @@ use super::{
 };
 use crate::limits::SHORTAGE_PAUSES;
 
-/// A disk with `threads` threads, and so many requests under way; others wait, up to `depth` in
+/// A disk with `threads` threads, and as many requests under way; others wait, up to `depth` in
 /// all.
 pub(super) fn start(threads: usize, depth: u32) -> io::Result<OsDisk> {
     let queue = Arc::new(Queue::new(depth, Wake::Condvar(Condvar::new())));
@@ -20,8 +20,8 @@ pub(super) fn start(threads: usize, depth: u32) -> io::Result<OsDisk> {
     Ok(disk)
 }
 
-/// Adds threads that carry out what is in a queue. If one cannot be started, dropping the disk ends
-/// those that were.
+/// Adds threads that execute the requests of a queue. If one cannot be started, dropping the disk
+/// ends the others.
 pub(super) fn add_threads(
     disk: &mut OsDisk,
     name: &str,

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 
-/// Buffers begin at, and direct writes have offsets and lengths of, multiples of this. A file
-/// system that asks for more is written through the page cache.
+/// Alignment of buffers, and of the offsets and lengths of direct writes. A file system that needs
+/// a larger alignment is written through the page cache.
 pub const BUFFER_ALIGN: usize = 4096;
 
 /// Bytes in memory that begins at a multiple of [`BUFFER_ALIGN`], of a capacity that does not
@@ -127,12 +127,12 @@ impl AlignedBuf {
         Bytes::from_owner(self)
     }
 
-    /// Where the memory begins, for the kernel to read from and write to.
+    /// The start of the memory, for the kernel to read from and write to.
     pub(super) const fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// Says how many bytes are there.
+    /// Sets the number of valid bytes.
     ///
     /// # Safety
     ///
@@ -179,7 +179,7 @@ impl fmt::Debug for AlignedBuf {
 pub struct BufferPool {
     free: Vec<AlignedBuf>,
     buffer_bytes: usize,
-    /// How many may still be made.
+    /// Number of buffers that may still be made.
     unmade: usize,
 }
 
@@ -194,7 +194,7 @@ impl BufferPool {
         }
     }
 
-    /// How many can be taken.
+    /// Number of buffers that can be taken.
     #[must_use]
     pub fn available(&self) -> usize {
         self.free.len() + self.unmade
@@ -216,7 +216,7 @@ impl BufferPool {
         self.free.push(buf);
     }
 
-    /// One that was taken does not come back, and another may be made for it.
+    /// Notes that a taken buffer does not come back, and another may be made for it.
     pub fn replace_lost(&mut self) {
         self.unmade += 1;
     }

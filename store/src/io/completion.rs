@@ -10,14 +10,14 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// A future of what a [`Disk`](super::Disk) was asked for. It needs no runtime.
+/// A future of the result of a request to a [`Disk`](super::Disk). It needs no runtime.
 #[must_use = "an error would go unseen"]
 pub struct Completion<T>(State<T>);
 
 enum State<T> {
     /// The request is on its way; its executor replies.
     Begun(oneshot::Receiver<io::Result<T>>),
-    /// There is something to wait for, or to do, before.
+    /// It must wait, or do some work, before it begins.
     Deferred(Pin<Box<dyn Future<Output = io::Result<T>> + Send>>),
     /// Known already; empty once it was given out.
     Known(Option<io::Result<T>>),
@@ -32,12 +32,12 @@ impl<T> Completion<T> {
         Self(State::Deferred(Box::pin(future)))
     }
 
-    /// One that failed before it was begun.
+    /// A request that failed before it was begun.
     pub const fn failed(error: io::Error) -> Self {
         Self::known(Err(error))
     }
 
-    /// One that is over already.
+    /// A request that is over already.
     pub const fn known(result: io::Result<T>) -> Self {
         Self(State::Known(Some(result)))
     }

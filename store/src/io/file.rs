@@ -82,7 +82,7 @@ impl File {
         Ok(())
     }
 
-    /// The same of a write from several places in memory.
+    /// The same for a write from several places in memory.
     pub(super) fn check_parts(&self, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()> {
         let align = super::BUFFER_ALIGN;
         let aligned = |part: &Bytes| {

@@ -40,17 +40,17 @@ use super::{
 pub(super) struct OsDisk {
     name: &'static str,
     queue: Arc<Queue>,
-    /// Of syncs; may be the same.
+    /// The queue of syncs; may be the same.
     syncs: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
-    /// True if the log says already that direct writes are refused.
+    /// True if it was logged that direct writes are refused.
     direct_refused: AtomicBool,
     patience: Patience,
 }
 
 impl OsDisk {
-    /// Threads that are [added](Self::add_thread) carry out what is in the queues, and end when
-    /// they are closed.
+    /// Threads that are [added](Self::add_thread) execute the requests of the queues, and end when
+    /// these are closed.
     pub(super) fn new(name: &'static str, queue: Arc<Queue>, syncs: Arc<Queue>) -> Self {
         Self {
             name,
@@ -108,7 +108,7 @@ impl Drop for OsDisk {
         self.queue.close();
         self.syncs.close();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
+            // A panic was already reported.
             let _ = thread.join();
         }
     }
@@ -332,7 +332,7 @@ fn open_with(path: &Path, mode: OpenMode, extra: OFlags) -> io::Result<OwnedFd> 
     )?)
 }
 
-/// How a file is opened that this process has just created.
+/// Opens a file that this process has just created.
 const fn reopen(mode: OpenMode) -> OpenMode {
     match mode {
         OpenMode::CreateNew => OpenMode::ReadWrite,

@@ -23,12 +23,12 @@ pub(super) struct Queue {
 #[derive(Debug)]
 struct Waiting {
     requests: VecDeque<Request>,
-    /// Threads that sleep, and that nobody woke since.
+    /// Sleeping threads that nobody has woken since.
     sleeping: usize,
     closed: bool,
 }
 
-/// How a thread that sleeps is woken.
+/// The way in which a sleeping thread is woken.
 #[derive(Debug)]
 pub(super) enum Wake {
     /// It waits in [`Queue::next`].
@@ -94,7 +94,7 @@ impl Queue {
                         .await
                         .map_err(|_| ended())?;
                     queue.push(file, task, place);
-                    // The queue must not be kept by those who only wait for their reply.
+                    // The queue must not be kept by callers that only wait for their reply.
                     drop(queue);
                     reply.await.unwrap_or_else(|_| Err(ended()))
                 })
@@ -154,7 +154,7 @@ impl Queue {
         }
     }
 
-    /// Takes in the wakes so far: the event is quiet until the next. For [`Wake::Event`].
+    /// Resets the event: it is quiet until the next wake. For [`Wake::Event`].
     pub(super) fn woken(&self) -> io::Result<()> {
         if let Wake::Event(event) = &self.wake {
             match rustix::io::read(event, &mut [0; 8]) {

@@ -16,8 +16,7 @@ use super::{AlignedBuf, File, completion::ended, is_shortage};
 
 /// The most bytes of one system call: Linux takes a little under 2 GiB.
 const CALL_BYTES_MAX: usize = 1 << 30;
-/// How often in a row "try again" is taken at its word, before there is a pause, and before a sync
-/// is given up.
+/// Number of consecutive "try again" results before a pause, and before a sync is given up.
 const AGAIN_MAX: u32 = 100;
 
 /// A request. It owns the buffers that the kernel uses: its executor keeps it until the kernel is
@@ -39,7 +38,7 @@ pub(super) enum Task {
     Write(Transfer),
     WriteParts(Parts),
     SyncData(oneshot::Sender<io::Result<()>>),
-    /// With the file's attributes: what a directory needs.
+    /// Includes the file's attributes, as a directory needs.
     SyncAll(oneshot::Sender<io::Result<()>>),
 }
 
@@ -62,7 +61,7 @@ pub(super) struct Transfer {
 pub(super) struct Parts {
     /// The bytes that are not written yet.
     parts: VecDeque<Bytes>,
-    /// Where all of `parts` are, for the kernel.
+    /// The places of all `parts`, for the kernel.
     slices: Vec<IoSlice<'static>>,
     offset_bytes: u64,
     reply: oneshot::Sender<io::Result<()>>,
@@ -114,14 +113,14 @@ impl Parts {
 pub(super) enum Progress {
     /// Another system call for the rest.
     Continue,
-    /// The same after a pause: the system was short of something.
+    /// The same after a pause: the system had a shortage.
     Later(io::Error),
     /// [Finish](Request::finish) it.
     Done(io::Result<()>),
 }
 
 impl Transfer {
-    /// Where the next system call has to go on, and how far at most.
+    /// The memory of the next system call, its length at most, and its offset in the file.
     fn rest(&mut self) -> (*mut u8, u32, u64) {
         let len = (self.len - self.done).min(CALL_BYTES_MAX);
         #[expect(clippy::cast_possible_truncation, reason = "at most CALL_BYTES_MAX")]
@@ -177,7 +176,7 @@ impl Request {
         })
     }
 
-    /// The next system call of it, made here and now.
+    /// Makes the next system call, here and now.
     pub(super) fn call(&mut self) -> io::Result<usize> {
         let descriptor = self.file.descriptor()?;
         match &mut self.task {
@@ -205,7 +204,7 @@ impl Request {
         }
     }
 
-    /// Takes in what a system call returned.
+    /// Handles the result of a system call.
     pub(super) fn advance(&mut self, returned: io::Result<usize>) -> Progress {
         let count = match returned {
             Ok(count) => count,
@@ -307,8 +306,8 @@ impl Request {
     }
 }
 
-/// Fills a buffer from the page cache, as far as that takes no waiting: how far, or none where the
-/// kernel does not say.
+/// Fills a buffer from the page cache without waiting. Returns the number of bytes, or `None` if
+/// the kernel does not tell.
 pub(super) fn read_at_once(
     descriptor: BorrowedFd<'_>,
     buf: &mut AlignedBuf,
@@ -327,7 +326,7 @@ pub(super) fn read_at_once(
         ReadWriteFlags::NOWAIT,
     )
     .ok()?;
-    // SAFETY: the kernel has filled so many.
+    // SAFETY: the kernel has filled `read` bytes.
     unsafe { buf.set_len(read) };
     Some(read)
 }

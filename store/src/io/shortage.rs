@@ -14,8 +14,8 @@ use tokio::{
 
 use crate::limits::{SHORTAGE_LOG_INTERVAL, SHORTAGE_PAUSES};
 
-/// Returns true if the system was short of something that the call needs: nothing was done, and the
-/// same call can succeed later.
+/// Returns true if the system lacked a resource that the call needs: nothing was done, and the same
+/// call can succeed later.
 ///
 /// A failed sync is never one, whatever its reason: see [`Disk`](super::Disk).
 #[must_use]
@@ -51,7 +51,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// Begins to try something that may find the system short of something.
+    /// Begins to try an operation that may meet a shortage.
     pub(crate) fn tries(&self) -> Tries<'_> {
         Tries {
             patience: self,
@@ -61,8 +61,8 @@ impl Patience {
         }
     }
 
-    /// Does something as soon as the system is not short of what it takes. A shortage is the
-    /// outcome only when the store closes.
+    /// Runs `action` as soon as there is no shortage. The outcome is a shortage only when the store
+    /// closes.
     pub(crate) async fn until_possible<T, E: MayBeShortage>(
         &self,
         mut attempt: impl FnMut() -> Result<T, E>,
@@ -108,14 +108,14 @@ impl Patience {
     }
 }
 
-/// Tries of one thing.
+/// The tries of one operation.
 #[derive(Debug)]
 pub(crate) struct Tries<'a> {
     patience: &'a Patience,
     pause: Duration,
-    /// Of the first that failed.
+    /// The time of the first failure.
     since: Option<Instant>,
-    /// When the log was told last.
+    /// The time of the last log line.
     logged: Option<Instant>,
 }
 

@@ -407,7 +407,7 @@ fn what_waits_for_a_place_when_the_disk_is_closed_fails() {
     }
 }
 
-/// A pipe gives what it has: the rest has to be asked for.
+/// A pipe returns only part of a read: the rest needs more calls.
 #[test]
 fn short_reads_and_writes_go_on() {
     use std::io::Write as _;

@@ -52,7 +52,7 @@ struct OpenFiles {
     most: usize,
     files: HashMap<PackId, (File, u64)>,
     uses: u64,
-    /// How many packs were removed.
+    /// Number of removed packs.
     removals: u64,
 }
 
@@ -119,7 +119,7 @@ impl LocalPacks {
         Ok(packs)
     }
 
-    /// Notes that numbers up to this one were used, by packs that may be gone.
+    /// Notes that numbers up to `number` were used, by packs that may be gone.
     pub fn keep_numbers_above(&self, number: u64) {
         self.last_number.fetch_max(number, Ordering::Relaxed);
     }
@@ -139,7 +139,7 @@ impl LocalPacks {
     }
 }
 
-/// Removes a pack, and drops it from the files that are kept open.
+/// Removes a pack, and drops it from the open files.
 fn remove_file(
     disk: &dyn Disk,
     pack: PackId,
@@ -147,7 +147,7 @@ fn remove_file(
     open: [&OpenPacks; 2],
 ) -> io::Result<()> {
     let removed = disk.remove(path);
-    // After that: a reader that has just opened it would keep it open for those behind it.
+    // Afterwards: a reader that has just opened it would keep it open for later ones.
     for open in open {
         open.files.lock().removed(pack);
     }
@@ -168,7 +168,7 @@ impl OpenPacks {
             false => self.disk.open(path, OpenMode::Read)?,
         };
         let mut files = self.files.lock();
-        // One that was removed since it was opened must not be kept: it would keep its space.
+        // A pack that was removed since it was opened must not be kept: it would keep its space.
         if files.removals == removals {
             files.insert(pack, file.clone());
         }
@@ -222,7 +222,7 @@ impl OpenFiles {
 
     fn insert(&mut self, pack: PackId, file: File) {
         if self.files.len() >= self.most {
-            // A look at all of them, once for each file that is opened, which takes longer.
+            // Scans all of them, once for each opened file; opening it takes longer.
             let oldest = self
                 .files
                 .iter()

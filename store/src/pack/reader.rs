@@ -46,7 +46,7 @@ impl StoredRecord {
     }
 }
 
-/// Why a record could not be read.
+/// The reason why a record could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The pack is gone. Its records may be in another one by now: look them up again.

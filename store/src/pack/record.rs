@@ -22,7 +22,7 @@ pub struct EncodedRecord {
 pub struct PlacedRecord {
     /// Its name.
     pub name: Name,
-    /// Where it is.
+    /// Its place.
     pub location: Location,
 }
 

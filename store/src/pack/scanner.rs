@@ -40,7 +40,7 @@ const RECORD_ALIGN_LEN: usize = RECORD_ALIGN as usize;
 /// A disk writes a sector completely or not at all.
 const SECTOR_BYTES: usize = 512;
 
-/// A header that is as it was written, and does not belong where it is.
+/// An intact header that does not belong to this pack.
 #[derive(Debug)]
 pub(super) struct ForeignHeader {
     /// Expected and found.
@@ -59,7 +59,7 @@ pub enum ScanItem {
     Damaged {
         /// Where.
         offset_bytes: u64,
-        /// A write that a loss of power took explains it.
+        /// A write lost to a power cut explains it.
         may_be_tear: bool,
         /// Nothing whole follows, and the pack is not sealed.
         is_last: bool,
@@ -110,7 +110,7 @@ pub enum Tail {
 pub struct PackScanner<'a> {
     store: &'a dyn PackStore,
     pack: PackId,
-    /// Where the records end: at the footer, or with the file.
+    /// The end of the records: the footer, or the end of the file.
     end_bytes: u64,
     sealed: bool,
     /// `None` if it cannot be read.
@@ -125,7 +125,7 @@ pub struct PackScanner<'a> {
     window_start: u64,
     /// Damage after the last whole record. If no other follows, it is a torn tail.
     doubtful: Vec<Doubtful>,
-    /// Found, and not given out yet.
+    /// Findings that were not returned yet.
     found: VecDeque<ScanItem>,
 }
 
@@ -211,7 +211,7 @@ impl<'a> PackScanner<'a> {
     }
 
     fn end(&mut self) -> ScanItem {
-        // What comes before the first tear is damage.
+        // Anything before the first tear is damage.
         let is_tear = |doubtful: &Doubtful| doubtful.may_be_tear && !self.sealed;
         let first_tear = self.doubtful.iter().position(is_tear);
         let count = first_tear.unwrap_or(self.doubtful.len());
@@ -304,7 +304,7 @@ impl<'a> PackScanner<'a> {
         let is_footer = match self.header {
             Some(header) if header.nonce != trailer.nonce => false,
             Some(PackHeader { nonce: Some(_), .. }) => true,
-            // Nothing tells it from a payload but where the records end.
+            // Only the end of the records tells it from a payload.
             Some(PackHeader { nonce: None, .. }) | None => {
                 self.records_end_at(trailer.footer_offset_bytes).await?
             }
@@ -317,7 +317,7 @@ impl<'a> PackScanner<'a> {
         let footer = self.bytes(offset_bytes, footer_len).await?;
         let entries = decode_footer(&footer, &trailer);
         if entries.is_err() && lacks_entries(&footer, &trailer) {
-            // Of a footer that was being written, the last sector is there, and another is not.
+            // A footer that was being written: its last sector is there, and another is missing.
             return Ok(());
         }
         self.sealed = true;
@@ -343,7 +343,7 @@ impl<'a> PackScanner<'a> {
             let head = self.bytes(position, RECORD_HEADER_BYTES).await?;
             position = match Header::decode(&head, position) {
                 Ok(header) => position + header.total_bytes(),
-                // Damage. A record that is found behind the footer says that it is none.
+                // Damage. A record found behind the footer proves that it is none.
                 Err(_) => match self.find_next(position).await? {
                     next if next == self.end_bytes => end_bytes,
                     next => next,
@@ -404,7 +404,7 @@ impl<'a> PackScanner<'a> {
             };
             self.doubt(0, may_be_tear, "pack header", &why);
         }
-        // A pack of records begins here even if it does not say so.
+        // Records begin here even if the header is unreadable.
         self.position = (PACK_HEADER_BYTES as u64).min(self.end_bytes).max(1);
         Ok(())
     }
@@ -430,7 +430,7 @@ impl<'a> PackScanner<'a> {
         let checked = header
             .check_body(&body)
             .and_then(|()| self.check_listed(offset_bytes, &header));
-        // Its own checksum is right, and so is the length it tells.
+        // The header's checksum is right, and so is the length in it.
         let end_bytes = offset_bytes + header.total_bytes();
         self.position = end_bytes.min(self.end_bytes);
         match (checked, header) {
@@ -494,7 +494,7 @@ impl<'a> PackScanner<'a> {
         }
     }
 
-    /// Where to look next after a header that cannot be read; the end, if there is nothing.
+    /// The next place to look after an unreadable header; the end, if there is none.
     async fn find_next(&mut self, offset_bytes: u64) -> Result<u64> {
         if let Some(footer) = &self.footer {
             let next = footer.partition_point(|entry| entry.offset_bytes <= offset_bytes);
@@ -546,7 +546,7 @@ impl<'a> PackScanner<'a> {
         let read = self.store.read(self.pack, offset_bytes, read_len).await;
         self.window = match read {
             Ok(buf) => buf.into_bytes(),
-            // Somebody cut the pack off since its length was asked for.
+            // The pack was truncated since its length was read.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
             Err(error) => return Err(Error::io("read", &self.store.path(self.pack), error)),
         };

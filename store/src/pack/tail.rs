@@ -77,7 +77,7 @@ pub async fn recover_tail(
         return Ok(found);
     }
     let has_header = scanner.has_header();
-    // Whether something of this pack was indexed.
+    // True if any part of this pack was indexed.
     let is_known = promised_bytes.is_some_and(|promised_bytes| promised_bytes > 0);
     let promised = |offset_bytes: u64| {
         promised_bytes.is_none_or(|promised_bytes| offset_bytes < promised_bytes)
@@ -90,7 +90,7 @@ pub async fn recover_tail(
                 found
                     .damage
                     .push(Damage::in_pack(pack, record.offset_bytes, what, why));
-                // One word about it is enough.
+                // One report is enough.
                 found.end_bytes = store
                     .len_bytes(pack)
                     .await
@@ -172,7 +172,7 @@ impl RecoveredPack {
                 .push(Damage::in_pack(self.pack, end_bytes, "records", why));
             self.end_bytes = promised_bytes;
         } else {
-            // Nothing is cut off of damage, and a record begins at a multiple of this.
+            // No damaged bytes are cut off, and a record begins at a multiple of this.
             self.end_bytes = end_bytes.next_multiple_of(RECORD_ALIGN);
             self.torn = why.map(|why| torn(end_bytes, &why));
         }

@@ -46,8 +46,7 @@ impl DiskSource {
         })
     }
 
-    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is
-    /// wrong with it.
+    /// A segment's distinct chunks, or their errors, each with the position of its first entry.
     pub(crate) async fn check_chunks(
         &self,
         content: &ContentReader,

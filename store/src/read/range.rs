@@ -31,7 +31,7 @@ impl Piece {
 /// An extent of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// How long.
+    /// Its length.
     pub len_bytes: u64,
     /// True if the extent is a hole: it reads as zeros, and nothing is stored there.
     pub hole: bool,
@@ -40,13 +40,13 @@ pub struct Extent {
 /// An extent that is unchanged, or may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChangeExtent {
-    /// How long.
+    /// Its length.
     pub len_bytes: u64,
     /// True if any byte of the extent may differ.
     pub changed: bool,
 }
 
-/// Adds a stretch to others, to the last one if it is like that.
+/// Adds a stretch, or extends the last one if both are of one kind.
 pub(crate) fn push_change(extents: &mut Vec<ChangeExtent>, len: usize, changed: bool) {
     match extents.last_mut() {
         _ if len == 0 => {}

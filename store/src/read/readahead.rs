@@ -39,7 +39,7 @@ impl ReadAhead {
         let wanted = self.course.lock().next(offset_bytes, len_bytes, end);
         let Some(wanted) = wanted else { return };
         if self.busy.swap(true, Ordering::Acquire) {
-            // One at a time: who reads faster than this brings things needs no help.
+            // One at a time: a reader that outruns its readahead needs no help.
             self.course.lock().ahead_to = wanted.start;
             return;
         }
@@ -56,7 +56,7 @@ impl ReadAhead {
     }
 }
 
-/// Ends a readahead when it is dropped, however that came.
+/// Ends a readahead when it is dropped, for any reason.
 struct Busy(Arc<AtomicBool>);
 
 impl Drop for Busy {
@@ -65,14 +65,14 @@ impl Drop for Busy {
     }
 }
 
-/// Where a reader is going.
+/// The course of a reader.
 #[derive(Debug, Default)]
 struct Course {
-    /// Behind what was read last.
+    /// The end of the last read.
     position: u64,
-    /// How much was read in one go up to there.
+    /// Bytes read sequentially up to there.
     run_bytes: u64,
-    /// Behind what was brought.
+    /// The end of the range read ahead.
     ahead_to: u64,
 }
 
@@ -88,7 +88,7 @@ impl Course {
         } else {
             *self = Self {
                 position: offset + len,
-                // The first of a run, if it is the content's.
+                // The first of a run, if it begins at the content's start.
                 run_bytes: if offset == 0 { len } else { 0 },
                 ahead_to: 0,
             };
@@ -97,7 +97,7 @@ impl Course {
         let window = (2 * self.run_bytes).clamp(READ_AHEAD_BYTES_MIN, READ_AHEAD_BYTES_MAX);
         let start = self.ahead_to.max(self.position);
         let target = end.min(self.position + window);
-        // Not for each request a little: when half of it was read, or all is there.
+        // Not a little for each request: when half of it was read, or all is there.
         let is_due = start < target && start - self.position <= window / 2;
         is_due.then(|| {
             self.ahead_to = target;
@@ -156,7 +156,7 @@ mod tests {
             at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (at % (END / 4096) * 4096, 4096)
         });
-        // Two that happen to be side by side.
+        // Two that happen to be neighbours.
         assert!(brought(reads).len() < 20);
         let backwards = (0..100).map(|number| (END - number * 4096 * 100, 4096));
         assert_eq!(brought(backwards), []);
@@ -203,7 +203,7 @@ mod tests {
         tokio::task::yield_now().await;
         let asked = asked.lock();
         assert_eq!(asked.len(), 2);
-        // From where the reader is: what lies before it has read meanwhile.
+        // From the reader's position: its own reads have covered the part before.
         assert!(asked[1].start >= 40 * 64 * KIB && asked[1].end > asked[1].start);
     }
 }

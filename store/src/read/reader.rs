@@ -178,7 +178,7 @@ impl ContentReader {
             push_zeros(pieces, from - position);
             let chunk_start = entry.start_block as usize * BLOCK_BYTES;
             let range = from - chunk_start..to - chunk_start;
-            // Of another length, it is not what the leaf says.
+            // A chunk of another length contradicts the leaf.
             let cached = self.engine.cache.chunk(Name::chunk(entry.chunk));
             match cached.filter(|chunk| chunk.plain().len() == plain_bytes(entry) as usize) {
                 Some(chunk) => pieces.push(Piece::Data(slice(&chunk, range))),
@@ -331,8 +331,7 @@ impl ContentReader {
             .collect()
     }
 
-    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is
-    /// wrong with it.
+    /// A segment's distinct chunks, or their errors, each with the position of its first entry.
     pub(crate) async fn check_chunks(
         &self,
         packs: &PackReader,
@@ -398,7 +397,7 @@ impl ContentReader {
         let read = match self.engine.read_span(packs, span).await {
             Ok((_, read)) => read,
             Err(ReadError::PackGone(gone)) => return Ok(SpanOutcome::Gone(gone, members)),
-            // The pack is shorter than it was: each chunk is told with its own place.
+            // The pack is shorter than before: each chunk is reported with its own place.
             Err(ReadError::Other(Error::Damaged(damage))) => {
                 let told = members.into_iter().map(|(position, id, place)| {
                     (position, Err(in_pack(id, place, &damage.problem)))

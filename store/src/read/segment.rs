@@ -1,4 +1,4 @@
-//! Segments of a snapshot: a leaf with the places of its chunks, and which segment it is.
+//! Segments of a snapshot: a leaf with its number and the places of its chunks.
 
 use std::{collections::HashSet, sync::Arc};
 

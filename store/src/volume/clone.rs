@@ -22,7 +22,7 @@ use crate::{
 /// A clone to be made.
 #[derive(Debug, Clone)]
 pub struct NewClone {
-    /// Whose content it has.
+    /// The source of its content.
     pub source: CloneSource,
     /// The new volume's name.
     pub name: String,
@@ -32,14 +32,14 @@ pub struct NewClone {
     pub tags: BTreeMap<String, String>,
 }
 
-/// What a clone is made of.
+/// The source of a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CloneSource {
     /// A snapshot.
     Snapshot(SnapshotKey),
     /// A volume, as it is now.
     Volume(VolumeKey),
-    /// The one of the two that exists: a user wrote an id or a name, and not of which kind it is.
+    /// The one of the two that exists: a user wrote an id or a name without its kind.
     Either {
         /// The text as the key of a snapshot.
         snapshot: SnapshotKey,
@@ -124,7 +124,7 @@ impl Volumes {
         }
     }
 
-    /// Takes what a volume holds at this instant into the store.
+    /// Takes the current content of a volume into the store.
     pub(super) async fn content_now(&self, volume: &Volume) -> Result<Origin> {
         let inner = volume.inner();
         let cutting = inner.checkpoints.cutting.lock().await;

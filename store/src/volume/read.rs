@@ -61,7 +61,7 @@ pub(super) enum Source {
 }
 
 impl VolumeState {
-    /// Where the blocks of a range are at this moment, and the base that some of them are in.
+    /// The places of a range's blocks at this moment, and the base that some of them are in.
     pub(super) fn extents_now(
         &self,
         offset_bytes: u64,
@@ -192,13 +192,13 @@ impl VolumeState {
     }
 }
 
-/// How many of these bytes the base has. The volume may be longer.
+/// The part of these bytes that is in the base. The volume may be longer.
 pub(super) fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
     let size_bytes = base.map_or(0, ContentReader::size_bytes);
     usize::try_from(end.min(size_bytes).saturating_sub(start)).unwrap_or(usize::MAX)
 }
 
-/// The blocks that bytes are in: the first, and how many.
+/// The blocks of a byte range: the first, and their number.
 fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
     let first = offset_bytes / BLOCK;
     let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;

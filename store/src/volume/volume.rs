@@ -304,7 +304,7 @@ impl VolumeState {
         })
     }
 
-    /// Writes beside the journal what the catalog says of the volume now. The record is looked up
+    /// Writes the catalog's current state of the volume beside the journal. The record is looked up
     /// in turn, so that an older one does not overtake a newer one.
     pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
         let volume = Arc::clone(self);
@@ -324,7 +324,7 @@ impl VolumeState {
         self.engine.commit.to_the_end(write).await
     }
 
-    /// Begins an automatic sync, if so much is unsynced that a writer would have to wait for it.
+    /// Begins an automatic sync, if enough is unsynced that a writer would soon wait for it.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
         if self.journal.wants_sync() {
             Arc::clone(self).make_durable();

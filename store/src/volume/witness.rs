@@ -1,8 +1,8 @@
 //! The last batches of closed journals, in the catalog.
 //!
-//! Behind the last batch of a journal nothing says that it was durable. If it is damaged, or its
-//! file is shorter or missing, it looks like an end that a loss of power tore, which is cut off. So
-//! the record of a volume names the last batch once its journal is closed and durable.
+//! Nothing behind the last batch of a journal proves that the batch was durable. If it is damaged,
+//! or its file is shorter or missing, it looks like an end torn by a loss of power, which is cut
+//! off. So the record of a volume names the last batch once its journal is closed and durable.
 
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
@@ -66,7 +66,7 @@ fn promised(meta: &dyn Meta, closed: &[Closed]) -> Result<(Vec<Change>, usize)> 
         let Some(mut volume) = VolumeRecord::by_id(meta, *id)? else {
             continue;
         };
-        // What is in the base needs no witness.
+        // Batches in the base need no witness.
         if *last_sequence < first_sequence_of(volume.journal_from)
             || *last_sequence <= volume.promised_sequence
         {

@@ -38,7 +38,7 @@ struct InFlight {
     _budget: OwnedSemaphorePermit,
 }
 
-/// Refuses those who wait for a task that has panicked.
+/// Refuses the callers that wait for a panicked task.
 struct AbandonOnPanic(Arc<VolumeState>);
 
 impl Drop for AbandonOnPanic {
@@ -49,7 +49,7 @@ impl Drop for AbandonOnPanic {
     }
 }
 
-/// Writes what comes, until the queue is closed and empty.
+/// Writes changes, until the queue is closed and empty.
 pub(super) async fn run(volume: Arc<VolumeState>) {
     let _poison = PoisonOnPanic::new(&volume.engine.commit);
     let _abandon = AbandonOnPanic(Arc::clone(&volume));

@@ -268,7 +268,7 @@ impl VolumeRecord {
         }
     }
 
-    /// That its numbers fit together, as those of every record do that was ever written.
+    /// Checks that its numbers are consistent, as in every record ever written.
     fn check(&self) -> Result<(), FormatError> {
         if self.size_bytes == 0 || !self.size_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(FormatError::differs(

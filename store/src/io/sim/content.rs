@@ -91,7 +91,7 @@ impl Content {
         self.begun
     }
 
-    /// From now on processes see the edit.
+    /// Makes the edit visible to processes.
     pub(super) fn complete(&mut self, number: u64) {
         if let Some(pending) = self
             .pending
@@ -103,7 +103,7 @@ impl Content {
         }
     }
 
-    /// The edit will never be visible.
+    /// Makes the edit fail: it will never be visible.
     pub(super) fn fail(&mut self, number: u64) {
         if let Some(pending) = self
             .pending

@@ -1,4 +1,4 @@
-//! What a test lets go wrong on a simulated disk, and what it holds up.
+//! Faults and delays that a test sets on a simulated disk.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ pub(super) struct Faults {
     pub(super) write: Option<(u64, io::ErrorKind)>,
     pub(super) sync: Option<u64>,
     pub(super) capacity_bytes: Option<u64>,
-    /// How many of these calls do not fail, how many fail then, and with what error number.
+    /// For each call: how many succeed first, how many fail then, and the error number.
     pub(super) refused: BTreeMap<Call, (u64, u64, i32)>,
     /// Number of a file of which nothing can be read.
     pub(super) unreadable: Option<u64>,
@@ -51,20 +51,20 @@ pub(super) struct Faults {
 
 /// A file whose writes and syncs wait.
 pub(super) struct HeldUp {
-    /// How often files were held up, this time included.
+    /// The number of this hold-up, counted over all files.
     number: u64,
     path: PathBuf,
-    /// So many do not wait.
+    /// Number of operations that pass first.
     passing: u64,
     waiting: Vec<Waker>,
 }
 
-/// What a write or sync waits for: the end of a time in which its file is held up.
+/// A write or sync that waits until its file is no longer held up.
 #[derive(Debug, Copy, Clone)]
 pub(super) struct Wait(u64);
 
 impl SimDisk {
-    /// Lets everything fail after so many operations, from the first one on.
+    /// Lets everything fail after `operations` operations.
     pub fn power_off_after(&self, operations: u64) {
         self.world.lock().faults.power_off_after = Some(operations);
     }
@@ -98,7 +98,7 @@ impl SimDisk {
         self.refuse_later(call, 0, times, errno);
     }
 
-    /// The same after so many calls that succeed.
+    /// The same after some calls that succeed.
     pub fn refuse_later(&self, call: Call, after: u64, times: u64, errno: i32) {
         let mut world = self.world.lock();
         world.faults.refused.insert(call, (after, times, errno));
@@ -116,7 +116,7 @@ impl SimDisk {
         Ok(())
     }
 
-    /// Lets writes and syncs of a file wait that begin from now on, after so many that do not.
+    /// Holds up writes and syncs of a file that begin from now on, after some that pass.
     pub fn hold_up(&self, path: &Path, passing: u64) {
         let mut world = self.world.lock();
         world.times_held_up += 1;
@@ -128,7 +128,7 @@ impl SimDisk {
         });
     }
 
-    /// Waits until a write or sync waits.
+    /// Waits until a write or sync is held up.
     pub async fn holds_up(&self) {
         let is_waiting = |held: &HeldUp| !held.waiting.is_empty();
         while !self.world.lock().held_up.as_ref().is_some_and(is_waiting) {
@@ -136,7 +136,7 @@ impl SimDisk {
         }
     }
 
-    /// Lets them go on.
+    /// Releases them.
     pub fn let_go_on(&self) {
         let held = self.world.lock().held_up.take();
         held.into_iter()
@@ -144,7 +144,7 @@ impl SimDisk {
             .for_each(Waker::wake);
     }
 
-    /// How many calls of a kind are still to be refused.
+    /// Number of calls of a kind that are still to be refused.
     #[must_use]
     pub fn still_refused(&self, call: Call) -> u64 {
         let world = self.world.lock();
@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    /// What a write or sync that begins now has to wait for.
+    /// The hold-up that a write or sync must wait for if it begins now.
     pub(super) fn held_up(&mut self, file: &File) -> Option<Wait> {
         let held = self.held_up.as_mut()?;
         if held.path != file.path() {
@@ -192,7 +192,7 @@ impl World {
         waits.then_some(Wait(held.number))
     }
 
-    /// Counts a write. An error is for its completion: the write is begun all the same.
+    /// Counts a write. An error is for its completion: the write begins anyway.
     pub(super) fn count_write(&mut self) -> Option<io::ErrorKind> {
         self.writes += 1;
         self.faults
@@ -202,7 +202,7 @@ impl World {
     }
 }
 
-/// Waits until the test lets go on what was held up.
+/// Waits until the test releases the file.
 pub(super) async fn until_let_go(world: &Mutex<World>, wait: Option<Wait>) {
     poll_fn(|context| match &mut world.lock().held_up {
         Some(held) if wait.is_some_and(|wait| wait.0 == held.number) => {

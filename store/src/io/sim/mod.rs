@@ -1,8 +1,8 @@
 //! A disk in memory that keeps only what [`Disk`] promises: for tests of power cuts, kills, failed
 //! writes and full disks.
 //!
-//! It is deterministic: what a crash keeps follows from its seed. It counts every operation that
-//! changes something, so that a test can end a run after each of them in turn:
+//! It is deterministic: its seed decides what a crash keeps. It counts every operation that changes
+//! something, so that a test can end a run after each of them in turn:
 //!
 //! 1. run once, and ask for [`operations`](SimDisk::operations);
 //! 2. for each number up to that: run on a new disk with
@@ -77,8 +77,8 @@ impl SimDisk {
         })
     }
 
-    /// The disk after a loss of power: what was synced, and of everything else what `seed` decides.
-    /// Faults are not handed on.
+    /// The disk after a loss of power: all synced data, and the part of everything else that `seed`
+    /// decides. Faults are not passed on.
     #[must_use]
     pub fn crash(&self, seed: u64) -> Arc<Self> {
         let mut random = Random::new(seed);
@@ -131,7 +131,7 @@ impl SimDisk {
         })
     }
 
-    /// Another disk with the same on it. Faults are not handed on.
+    /// Another disk with the same content. Faults are not passed on.
     #[must_use]
     pub fn copy(&self) -> Arc<Self> {
         let world = self.world.lock();
@@ -163,7 +163,7 @@ impl SimDisk {
         Ok(self.world.lock().content(path)?.seen().to_vec())
     }
 
-    /// Sets what a file holds, durably, and makes it if need be.
+    /// Sets the content of a file, durably, and makes the file if need be.
     pub fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut world = self.world.lock();
         let number = match world.names.file(path) {
@@ -274,7 +274,7 @@ impl World {
             .sum()
     }
 
-    /// How many of the bytes of a write still fit the disk.
+    /// Number of a write's bytes that still fit the disk.
     fn room(&mut self, file: &File, offset_bytes: u64, len: usize) -> io::Result<usize> {
         let used_bytes = self.used_bytes();
         let len_bytes = self.opened(file)?.len_bytes();
@@ -511,7 +511,7 @@ impl Disk for SimDisk {
     }
 }
 
-/// No disk is done at once: what a caller does meanwhile is done in between.
+/// No disk is done at once: a caller's other work comes in between.
 async fn let_others_go_first() {
     let mut went = false;
     poll_fn(|context| {

@@ -123,7 +123,7 @@ impl Names {
         self.create(to, entry)
     }
 
-    /// How many changes there were so far.
+    /// Number of changes so far.
     pub(super) const fn begun(&self) -> u64 {
         self.begun
     }

@@ -27,15 +27,14 @@ use super::{
 };
 use crate::limits;
 
-/// A disk whose ring has `depth` slots, or why the kernel does not give one.
+/// A disk whose ring has `depth` slots, or the reason why the kernel refuses it.
 pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
     let queue = Arc::new(Queue::new(depth, Wake::by_event()?));
     let syncs = Arc::new(Queue::new(depth, Wake::Condvar(Condvar::new())));
     let (ready, outcome) = mpsc::sync_channel(1);
     let thread = thread::Builder::new().name("io-uring".to_owned()).spawn({
         let (queue, syncs) = (Arc::clone(&queue), Arc::clone(&syncs));
-        // The ring is made by the thread that uses it: a kernel that is told of a single issuer
-        // holds it to that.
+        // The ring is made by the thread that uses it: a single issuer must be the creating thread.
         move || {
             let ring = match set_up(depth) {
                 Ok((ring, setup)) => {
@@ -63,7 +62,7 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
 
 /// The best ring that this kernel supports, and its name in the log.
 fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
-    // One more than requests, for the wake.
+    // One more than the requests, for the wake.
     let entries = (depth + 1).next_power_of_two();
     // Completions are processed when this thread asks for them, without interrupting it (Linux
     // 6.1).

@@ -14,11 +14,11 @@ use crate::io::{
 /// Marks the completion of the watch on the eventfd; slots have small numbers.
 const WAKE: u64 = u64::MAX;
 
-/// Carries requests out until the queue is closed and all have completed.
+/// Executes requests until the queue is closed and all have completed.
 ///
 /// A request that meets a shortage continues in `patient`, whose threads may sleep.
 pub(super) fn run(ring: IoUring, queue: &Queue, patient: &Queue, depth: u32) {
-    // However this ends, nobody must wait for ever.
+    // No caller may wait for ever, however this ends.
     let _abandoned_after = AbandonAfter(queue);
     let mut driver = Driver {
         ring,
@@ -45,9 +45,9 @@ struct Driver {
     slots: Slots,
     /// True if the ring watches the eventfd.
     wake_armed: bool,
-    /// Completions just taken from the ring: what was asked for, and the kernel's answer.
+    /// Completions just taken from the ring: the token, and the kernel's answer.
     completed: Vec<(u64, i32)>,
-    /// The system was short of something for them.
+    /// Requests that met a shortage.
     delayed: Vec<Request>,
 }
 

@@ -34,9 +34,9 @@ pub struct PackWriter {
     stage: Arc<dyn PackStage>,
     kind: PackKind,
     state: Mutex<State>,
-    /// Whose turn it is to wait for the oldest write.
+    /// The turn to wait for the oldest write.
     reaping: AsyncMutex<()>,
-    /// Whose turn it is to flush, or to undo what a full disk left.
+    /// The turn to flush, or to undo the effects of a full disk.
     flushing: AsyncMutex<()>,
 }
 
@@ -54,7 +54,7 @@ impl PackWriter {
         }
     }
 
-    /// The number that the next pack gets at least, of whatever kind.
+    /// The least number of the next pack of any kind.
     pub(crate) fn next_number(&self) -> u64 {
         self.stage.next_number()
     }
@@ -111,7 +111,7 @@ impl PackWriter {
                     self.reap_until(|state| state.has_room() || state.is_halted())
                         .await;
                 }
-                // Nothing was begun of the pack that could not be made.
+                // Nothing of the failed pack was begun.
                 Err(error @ Error::Shortage { .. }) => {
                     if !tries.again(&error).await {
                         return Err(error);
@@ -146,9 +146,8 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Where records that are appended from now on come at the earliest: the number of a pack, and
-    /// an offset in it in bytes. After a full disk has dropped records,
-    /// others may come before.
+    /// The earliest place of later appends: the number of a pack, and an offset in it in bytes.
+    /// After a full disk has dropped records, appends may come before it.
     #[must_use]
     pub fn end(&self) -> (u64, u64) {
         // In this order: a pack that is begun later has a higher number.
@@ -215,12 +214,12 @@ impl PackWriter {
         self.close_from(0).await
     }
 
-    /// Lets no more be added to a pack, if it is the last: the next flush seals it.
+    /// Ends a pack, if it is the last: the next flush seals it.
     pub(crate) fn end_pack(&self, pack: PackId) {
         self.state.lock().end_pack(pack);
     }
 
-    /// Closes, and seals the last pack if it has so many bytes.
+    /// Closes, and seals the last pack if it has at least `large_bytes`.
     async fn close_from(&self, large_bytes: u64) -> Result<Flushed> {
         let flushed = self.flush().await?;
         let mut packs = flushed.packs().to_vec();
@@ -250,8 +249,8 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Makes durable which packs there are. If the system is short of something until the store
-    /// closes, that is no more than it was.
+    /// Makes the set of packs durable. If a shortage lasts until the store closes, the set is the
+    /// old one.
     async fn sync_names(&self) -> Result<()> {
         let patience = self.stage.disk().patience();
         let synced = patience.until_possible_async(|| self.stage.sync_names());
@@ -263,8 +262,8 @@ impl PackWriter {
         )
     }
 
-    /// Writes the footers of packs that are full and durable. One for which there is no space has
-    /// to wait for a later flush.
+    /// Writes the footers of packs that are full and durable. A pack for whose footer there is no
+    /// space waits for a later flush.
     async fn seal_full(&self, _turn: &FlushTurn<'_>, packs: &mut Vec<PackState>) -> Result<()> {
         loop {
             let Some(pack) = self.state.lock().to_seal() else {
@@ -360,7 +359,7 @@ impl PackWriter {
     }
 }
 
-/// Writes a pack's footer and makes it durable. All its records must be.
+/// Writes a pack's footer and makes it durable. All of the pack's records must be durable.
 async fn seal(stage: &dyn PackStage, pack: &OpenPack) -> Result<()> {
     let path = stage.path(pack.id);
     let footer = encode_footer(pack.id, pack.nonce, pack.end_bytes, &pack.entries);
@@ -368,7 +367,7 @@ async fn seal(stage: &dyn PackStage, pack: &OpenPack) -> Result<()> {
     let written = stage.disk().write(&pack.file, pack.end_bytes, footer).await;
     written.map_err(|source| Error::io("write the footer of", &path, source))?;
     let synced = stage.disk().sync_data(&pack.file).await;
-    // Not `Error::Full`, whatever it is: after a failed sync the state of the disk is unknown.
+    // Never `Error::Full`: after a failed sync the state of the disk is unknown.
     synced.map_err(|source| Error::Io {
         verb: "sync",
         path,

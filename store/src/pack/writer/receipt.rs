@@ -8,9 +8,9 @@ use crate::{Error, format::PackState};
 #[derive(Debug)]
 #[must_use = "without it nobody learns where the records are"]
 pub struct Appended {
-    /// A full disk ends one, and loses what was not durable in it.
+    /// A full disk ends a generation, and loses its records that were not durable.
     generation: u64,
-    /// How many records had been appended, these included.
+    /// Number of records appended so far, these included.
     upto: u64,
     records: Vec<PlacedRecord>,
 }
@@ -86,7 +86,7 @@ impl Flushed {
         })
     }
 
-    /// The same receipt, with what became of packs afterwards.
+    /// The same receipt, with the later states of packs.
     pub(super) fn with_packs(self, packs: Vec<PackState>) -> Self {
         Self { packs, ..self }
     }

@@ -52,7 +52,7 @@ impl PackWriter {
                 states.push(state_of(&pack, PackPhase::Open));
                 continue;
             }
-            // The newest that can be gone on with stays.
+            // The newest pack that can be continued stays open.
             let done = if pack.is_full {
                 Some(pack)
             } else {
@@ -70,7 +70,7 @@ impl PackWriter {
             packs.push(current);
         }
         if let Some(first) = first {
-            // A pack may have been made by a process that did not live to make its name durable.
+            // The process that made a pack may have died before its name was durable.
             let path = stage.path(first);
             stage
                 .sync_names()
@@ -95,7 +95,7 @@ async fn take_on(stage: &dyn PackStage, recovered: RecoveredPack) -> Result<Open
     pad(stage, &file, recovered.end_bytes)
         .await
         .map_err(failed("pad"))?;
-    // Also what needs no mending may have been written by a process that did not live to sync it.
+    // A pack that needs no mending may also come from a process that died before syncing it.
     disk.sync_data(&file).await.map_err(failed("sync"))?;
     let end_bytes = recovered.aligned_end_bytes();
     let entries: Vec<_> = recovered
@@ -135,7 +135,7 @@ async fn pad(stage: &dyn PackStage, file: &File, end_bytes: u64) -> std::io::Res
     stage.disk().write(file, end_bytes, bytes).await.map(drop)
 }
 
-/// Seals a pack, or keeps it for later if there is no space for its footer.
+/// Seals a pack, or leaves it unsealed if there is no space for its footer.
 async fn seal_or_keep(
     stage: &dyn PackStage,
     mut pack: OpenPack,

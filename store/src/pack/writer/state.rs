@@ -37,12 +37,12 @@ const _: () = assert!(
     PACK_BUFFER_BYTES >= PACK_HEADER_BYTES + RECORD_HEADER_BYTES + PAYLOAD_BYTES_MAX as usize
 );
 
-/// Why nothing is appended.
+/// The reason why nothing is appended.
 #[derive(Debug, Clone)]
 pub(super) enum Halted {
-    /// A write found the disk full. Until what is not durable is dropped.
+    /// A write found the disk full. Lasts until the records that are not durable are dropped.
     Full { verb: &'static str, path: PathBuf },
-    /// For good.
+    /// Lasts for good.
     Poisoned { reason: String },
 }
 
@@ -50,19 +50,19 @@ pub(super) enum Halted {
 #[derive(Clone)]
 pub(super) struct OpenPack {
     pub(super) id: PackId,
-    /// Of its header. `None` in version 1, to which nothing is added.
+    /// The header's nonce. `None` in version 1, to which nothing is added.
     pub(super) nonce: Option<PackNonce>,
     pub(super) file: File,
     /// Its records, for the footer.
     pub(super) entries: Vec<FooterEntry>,
-    /// Where the next record goes.
+    /// The place of the next record.
     pub(super) end_bytes: u64,
-    /// Up to where writes were begun: what is behind is in the buffer.
+    /// The end of the writes that were begun; later bytes are in the buffer.
     pub(super) begun_bytes: u64,
-    /// Up to where it is durable, and how many records. Nothing, not even its name, if 0.
+    /// The durable length, and number of records. If 0, not even its name is durable.
     pub(super) durable_bytes: u64,
     pub(super) durable_records: usize,
-    /// Nothing more is added.
+    /// True if nothing more is added.
     pub(super) is_full: bool,
 }
 
@@ -78,10 +78,10 @@ pub(super) struct State {
     halted: Option<Halted>,
     /// Packs without a footer. Records are added to the last; those before are full.
     packs: VecDeque<OpenPack>,
-    /// Bytes of the last pack, behind those of which a write was begun.
+    /// Bytes of the last pack for which no write was begun.
     buffer: Option<AlignedBuf>,
     pool: BufferPool,
-    /// Under way, in the order they were begun.
+    /// Writes under way, in the order in which they were begun.
     writes: VecDeque<Write>,
     writes_begun: u64,
     writes_completed: u64,
@@ -105,7 +105,7 @@ pub(super) struct Target {
     pub(super) file: File,
     end_bytes: u64,
     records: usize,
-    /// Its name is not durable.
+    /// True if its name is not durable.
     pub(super) is_new: bool,
 }
 
@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    /// Checks that records may be appended to those of a generation.
+    /// Checks that a generation may still append records.
     pub(super) fn check_generation(&self, generation: u64) -> Result<()> {
         self.check()?;
         if self.generation == generation {
@@ -189,7 +189,7 @@ impl State {
         Err(Error::Dropped)
     }
 
-    /// The first reason stays.
+    /// Stops all appends. The first reason stays.
     pub(super) fn poison(&mut self, reason: &str) {
         if !matches!(self.halted, Some(Halted::Poisoned { .. })) {
             tracing::error!(reason, "packs are not written any more");
@@ -283,7 +283,7 @@ impl State {
         Ok(())
     }
 
-    /// Fills up to where a write may end, and begins the write.
+    /// Pads up to an offset where a write may end, and begins the write.
     fn pad(&mut self, disk: &Arc<dyn Disk>) {
         let Some(pack) = self.packs.back() else {
             return;
@@ -322,7 +322,7 @@ impl State {
         let pool = &mut self.pool;
         self.buffer.get_or_insert_with(|| match pool.take() {
             Some(buffer) => buffer,
-            // `BUFFERS_NEEDED` were there, and the sizes above are such that no record takes more.
+            // `BUFFERS_NEEDED` were there, and by the sizes above no record takes more.
             None => unreachable!("room was checked"),
         })
     }
@@ -359,7 +359,7 @@ impl State {
         self.writes_begun += 1;
     }
 
-    /// Takes in the completion of the oldest write, once it is there. False: none is under way.
+    /// Handles the completion of the oldest write, once it is there. False: none is under way.
     pub(super) fn poll_oldest(
         &mut self,
         stage: &dyn PackStage,
@@ -380,7 +380,7 @@ impl State {
                 self.pool.replace_lost();
                 match Error::io("write", &stage.path(pack), source) {
                     Error::Full { verb, path } => {
-                        // A pack that is poisoned stays so.
+                        // A poisoned writer stays poisoned.
                         self.halted.get_or_insert(Halted::Full { verb, path });
                     }
                     error => self.poison(&error.to_string()),
@@ -421,7 +421,7 @@ impl State {
         }
     }
 
-    /// Everything that the flush was for is durable.
+    /// Notes that everything before the flush is durable.
     pub(super) fn end_flush(&mut self, goal: &Goal) {
         debug_assert_eq!(
             goal.generation, self.generation,
@@ -435,14 +435,14 @@ impl State {
         }
     }
 
-    /// Lets no more be added to the last pack, if it has so many bytes.
+    /// Ends the last pack, if it has at least `bytes`.
     pub(super) fn end_pack_from(&mut self, bytes: u64) {
         if let Some(pack) = self.packs.back_mut() {
             pack.is_full |= pack.end_bytes >= bytes;
         }
     }
 
-    /// Lets no more be added to a pack, if it is the last.
+    /// Ends a pack, if it is the last.
     pub(super) fn end_pack(&mut self, id: PackId) {
         if let Some(pack) = self.packs.back_mut() {
             pack.is_full |= pack.id == id;
@@ -462,7 +462,7 @@ impl State {
         self.packs.iter().map(|pack| pack.id.number).min()
     }
 
-    /// A pack has its footer now.
+    /// Notes that a pack has its footer now.
     pub(super) fn sealed(&mut self, id: PackId) {
         self.packs.retain(|pack| pack.id != id);
     }
@@ -484,12 +484,12 @@ impl State {
         )
     }
 
-    /// A pack of which nothing was durable is gone.
+    /// Notes that a pack without durable bytes is gone.
     pub(super) fn removed(&mut self, id: PackId) {
         self.packs.retain(|pack| pack.id != id);
     }
 
-    /// The disk holds what is durable and nothing else: appending can go on from there, in a new
+    /// Notes that the disk holds only durable data: appending continues from there, in a new
     /// generation.
     pub(super) fn go_back(&mut self) {
         debug_assert!(self.writes.is_empty());
@@ -501,7 +501,7 @@ impl State {
             .iter_mut()
             .filter(|pack| pack.durable_bytes < pack.end_bytes)
         {
-            // If it was full, what followed is gone.
+            // If it was full, the records that made it so are gone.
             pack.is_full = false;
             pack.end_bytes = pack.durable_bytes;
             pack.begun_bytes = pack.durable_bytes;

@@ -79,7 +79,7 @@ pub(in crate::volume) enum Purpose {
 #[derive(Debug, Default)]
 pub(in crate::volume) struct Checkpoints {
     jobs: SyncMutex<Jobs>,
-    /// How they progress: the end of one means room in the journal.
+    /// Their progress: the end of one means room in the journal.
     pace: watch::Sender<Pace>,
     /// Ends the pause of a job that waits to be tried again.
     again: Notify,
@@ -94,7 +94,7 @@ pub(in crate::volume) struct Checkpoints {
     unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
 }
 
-/// How the checkpoints of a volume progress.
+/// The progress of the checkpoints of a volume.
 #[derive(Debug, Copy, Clone, Default)]
 pub(in crate::volume) struct Pace {
     /// Jobs that are under way or queued.
@@ -122,7 +122,7 @@ struct Jobs {
 }
 
 impl Checkpoints {
-    /// Watches how they progress.
+    /// Watches their progress.
     pub(in crate::volume) fn watch(&self) -> watch::Receiver<Pace> {
         self.pace.subscribe()
     }
@@ -137,8 +137,7 @@ impl Checkpoints {
         self.closing.send_replace(true);
     }
 
-    /// Marks the first job as waiting, and those behind it. Jobs for a root end: their callers are
-    /// told why.
+    /// Marks the first job as waiting, and those behind it. Jobs for a root end with the reason.
     fn stall(&self, why: &Error) {
         let behind =
             format!("an earlier snapshot of the volume cannot be completed for now: {why}");
@@ -428,7 +427,7 @@ impl VolumeState {
         }
     }
 
-    /// Records what became of a snapshot.
+    /// Records the outcome of a snapshot.
     async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
         let pending = &self.volumes.pending_snapshots;
         match outcome {

@@ -68,7 +68,7 @@ struct SegmentPut {
 }
 
 impl VolumeState {
-    /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts
+    /// Takes the content of a volume at a cut into the store, and puts the volume on it. All cuts
     /// before it were taken in.
     ///
     /// # Errors
@@ -189,9 +189,9 @@ impl VolumeState {
         }
     }
 
-    /// How many blocks of the base are data in segments without a change. Either those that stay
-    /// are counted, or those in zeroed segments, which are then subtracted with the replaced ones:
-    /// whichever are fewer.
+    /// Returns how many blocks of the base are data in segments without a change. Counts either
+    /// those that stay, or those in zeroed segments, which are then subtracted with the replaced
+    /// ones: whichever are fewer.
     async fn kept_blocks(
         &self,
         base: &ContentReader,
@@ -216,7 +216,7 @@ impl VolumeState {
         }
     }
 
-    /// How many blocks of a base are data, if that is known from the last checkpoint or from the
+    /// Returns how many blocks of a base are data, if known from the last checkpoint or from the
     /// volume's last snapshot.
     async fn known_data_blocks(&self, base: RootId) -> Result<Option<u64>> {
         let of_base = |(root, blocks): (RootId, u64)| (root == base).then_some(blocks);
@@ -279,8 +279,8 @@ impl VolumeState {
 
         let (volume, stack) = (Arc::clone(self), stack.clone());
         let runtime = Runtime::current();
-        // Where the cuts fall decides what is read, so cutting waits for reads, on a thread that
-        // may wait.
+        // The cut points decide what is read, so cutting waits for reads, on a thread that may
+        // wait.
         let cutting = tokio::task::spawn_blocking(move || {
             recut(&ranges, &changed, &zeros, blocks, |range, bytes| {
                 runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
@@ -461,7 +461,7 @@ impl LeavesIn {
         }
     }
 
-    /// How many blocks of data the leaves have in all.
+    /// Returns the number of data blocks in all leaves.
     async fn count_blocks(mut self, progress: Option<&Progress>) -> Result<u64> {
         let mut sum = 0;
         loop {

@@ -42,7 +42,7 @@ const WRITER_DESCRIPTORS: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Begun {
     pub(crate) place: BatchPlace,
-    /// Where its first data block is.
+    /// The place of its first data block.
     pub(crate) first_slot: Slot,
     pub(crate) completion: Completion<()>,
 }

@@ -288,7 +288,7 @@ impl State {
                 .map(|(key, _)| *key);
             match oldest {
                 Some(oldest) => drop(self.remove(oldest)),
-                // Whatever the bound, one volume at a time continues.
+                // One volume at a time always continues, even beyond the bound.
                 None => return self.descriptors + self.reserved == 0,
             }
         }

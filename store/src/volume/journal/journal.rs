@@ -57,7 +57,7 @@ pub(super) struct State {
     pub(super) epoch_first: u64,
     pub(super) files: BTreeMap<u64, JournalFile>,
     pub(super) next_number: u64,
-    /// Where the next batch goes; `None` if the last file is not added to.
+    /// The place of the next batch; `None` if the last file is not added to.
     pub(super) tail: Option<Tail>,
     /// Of the last batch that was begun.
     pub(super) last_sequence: u64,
@@ -94,7 +94,7 @@ pub(super) struct JournalFile {
     pub(super) unsynced: bool,
 }
 
-/// Where a data block is.
+/// The place of a data block.
 #[derive(Debug)]
 pub(crate) struct BlockPlace {
     pub(crate) file: File,

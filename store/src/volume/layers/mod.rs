@@ -69,7 +69,7 @@ pub(super) struct Stack {
     pub(super) base: Option<ContentReader>,
 }
 
-/// How segments differ from the base.
+/// The differences of segments from the base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Changed {
     /// They are zeros, whatever is below.

@@ -102,8 +102,8 @@ impl Volumes {
         Ok(found.into_iter().map(|it| pending.see(it)).collect())
     }
 
-    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending:
-    /// their content is promised, and on its way into the store.
+    /// Makes snapshots of the current content of volumes, all of them at one instant. They are
+    /// pending: their content is promised, and on its way into the store.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl Volumes {
         joined(task).await
     }
 
-    /// Makes a snapshot of what a volume holds now, and waits until it is complete.
+    /// Makes a snapshot of the current content of a volume, and waits until it is complete.
     ///
     /// # Errors
     ///
@@ -195,15 +195,15 @@ impl Volumes {
         record.completed().map(|_| record)
     }
 
-    /// How far a pending snapshot has come; `None` if it is not pending, or was not begun since the
+    /// The progress of a pending snapshot; `None` if it is not pending, or was not begun since the
     /// store was opened.
     pub(crate) fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
         let progress = self.pending_snapshots.get(id)?;
         Some(progress.shown())
     }
 
-    /// Goes on with the snapshots that were pending when the store was closed, one volume after the
-    /// other. Returns once each was tried: those that have to wait are tried again.
+    /// Continues the snapshots that were pending when the store was closed, one volume after the
+    /// other. Returns once each was tried: those that must wait are tried again.
     pub(crate) async fn resume_snapshots(self: &Arc<Self>) -> Result<()> {
         let mut pause = Duration::from_secs(1);
         while self.resume_once().await? {
@@ -240,8 +240,8 @@ impl Volumes {
         let ids = record.pending.iter().map(|pending| pending.snapshot);
         let error = match self.open_volume(&Key::Id(record.id)).await {
             Ok(_volume) => {
-                // Records and log say what becomes of them. A snapshot that has to wait keeps its
-                // volume open, and does not hold up other volumes.
+                // Records and log have their outcomes. A snapshot that must wait keeps its volume
+                // open, and does not hold up other volumes.
                 for progress in ids.filter_map(|id| all.get(id)) {
                     progress.until_tried().await;
                 }
@@ -464,8 +464,8 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
 }
 
 /// Puts a volume on a new base, which holds everything before a journal file, and completes the
-/// snapshot of just that content, unless it was deleted meanwhile. Holds `held` until that is
-/// durable: what the new base relies on.
+/// snapshot of just that content, unless it was deleted meanwhile. Holds `held`, on which the new
+/// base relies, until that is durable.
 pub(super) async fn complete(
     engine: &Arc<Engine>,
     volume: VolumeId,
@@ -491,7 +491,7 @@ pub(super) async fn complete(
             volume = without(volume, id);
             volume.parent = Some(id);
         }
-        // The base never goes past the cut of a pending snapshot. Where the one before could not be
+        // The base never goes past the cut of a pending snapshot. If the one before could not be
         // ended, this one waits with it for a restart.
         if let Some(before) = volume.pending.iter().find(|it| it.next_file < next_file) {
             return Err(Error::Limit(format!(

@@ -19,14 +19,14 @@ use crate::{
 /// Characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 500;
 
-/// How far a pending snapshot has come.
+/// The progress of a pending snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SnapshotProgress {
     /// Segments that were cut again and stored.
     pub segments_done: u64,
     /// Segments to be stored; 0 until its checkpoint begins.
     pub segments_total: u64,
-    /// Why the last try could not complete it, if it waits to be tried again.
+    /// The reason why the last try failed, if it waits to be tried again.
     pub waits_for: Option<String>,
 }
 
@@ -37,14 +37,14 @@ pub(crate) struct Progress {
     done: AtomicU64,
     total: AtomicU64,
     cancelled: watch::Sender<bool>,
-    /// Why the last try could not complete it.
+    /// The reason why the last try failed.
     waits_for: Mutex<Option<String>>,
-    /// Why it failed, whether or not its record says so.
+    /// The reason why it failed, whether or not its record has it.
     failed: OnceLock<String>,
     stage: watch::Sender<Stage>,
 }
 
-/// How far along it is.
+/// The stage of a pending snapshot.
 #[derive(Debug, Default, Copy, Clone, PartialEq, Eq)]
 enum Stage {
     /// Its checkpoint is due, or under way.
@@ -69,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// Begins a try, of which so many segments are to be stored.
+    /// Begins a try, in which `segments` segments are to be stored.
     pub(in crate::volume) fn begin(&self, segments: u64) {
         // An earlier try may have counted some.
         self.done.store(0, Ordering::Relaxed);
@@ -91,7 +91,7 @@ impl Progress {
         let _ = self.cancelled.subscribe().wait_for(|it| *it).await;
     }
 
-    /// Shows why it could not be completed for now.
+    /// Sets the reason why it could not be completed for now.
     pub(in crate::volume) fn wait(&self, reason: String) {
         *self.waits_for.lock() = Some(shown(&reason));
         self.stage.send_replace(Stage::Waits);
@@ -112,7 +112,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Shows why it has failed. The first reason stays.
+    /// Sets the reason why it has failed. The first reason stays.
     pub(in crate::volume) fn fail(&self, reason: String) {
         let _ = self.failed.set(reason);
     }
@@ -146,7 +146,7 @@ impl Progress {
         let _ = self.stage.subscribe().wait_for(|stage| is_it(*stage)).await;
     }
 
-    /// Tells those who wait that nothing more is done about it.
+    /// Tells all waiting callers that nothing more is done about it.
     pub(in crate::volume) fn end(&self) {
         self.stage.send_replace(Stage::Ended);
     }
@@ -195,7 +195,7 @@ pub(super) fn failed(reason: &str) -> SnapshotState {
     }
 }
 
-/// As much of a reason as is kept.
+/// Shortens a reason to the length that is kept.
 pub(super) fn shown(reason: &str) -> String {
     reason.chars().take(REASON_CHARS_MAX).collect()
 }

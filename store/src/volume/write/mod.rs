@@ -44,8 +44,8 @@ impl Volume {
         inner.change(changes, lock).await
     }
 
-    /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write)
-    /// does.
+    /// Makes a range read as zeros, without writing them. Gives the same promise as
+    /// [`write`](Self::write).
     ///
     /// # Errors
     ///

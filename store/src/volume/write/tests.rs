@@ -13,8 +13,8 @@ use crate::{
 use super::super::volume::BLOCK;
 use super::*;
 
-/// A change that zeroes up to the old end, and was begun before the volume grew, does not zero what
-/// is written behind it.
+/// A change that zeroes up to the old end, and was begun before the volume grew, does not zero
+/// later writes behind that end.
 #[test]
 fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,7 +39,7 @@ fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
             let mut write = Box::pin(volume.write(0, data));
             assert!(futures::poll!(&mut write).is_pending());
             drop(others);
-            // The later one comes to it first, if it may.
+            // The later one gets to it first, if it may.
             let (written, zeroed) = futures::join!(write, zeroing);
             written.and(zeroed).unwrap();
             let found = contents(&volume).await;
