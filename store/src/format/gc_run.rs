@@ -43,7 +43,7 @@ pub struct GcReport {
     pub held_by: Vec<String>,
     /// Packs that stay because needed records in them are damaged, or whose files are gone.
     pub packs_damaged: u64,
-    /// The damage in them. At most [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
+    /// Their damage. At most [`GC_REASONS_MAX`](crate::limits::GC_REASONS_MAX).
     pub damage: Vec<String>,
     /// True if it was stopped before its end.
     pub stopped: bool,

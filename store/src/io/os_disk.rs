@@ -332,7 +332,7 @@ fn open_with(path: &Path, mode: OpenMode, extra: OFlags) -> io::Result<OwnedFd> 
     )?)
 }
 
-/// Opens a file that this process has just created.
+/// The mode to open a file again that this process has just created.
 const fn reopen(mode: OpenMode) -> OpenMode {
     match mode {
         OpenMode::CreateNew => OpenMode::ReadWrite,

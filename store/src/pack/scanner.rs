@@ -40,7 +40,7 @@ const RECORD_ALIGN_LEN: usize = RECORD_ALIGN as usize;
 /// A disk writes a sector completely or not at all.
 const SECTOR_BYTES: usize = 512;
 
-/// An intact header that does not belong to this pack.
+/// An intact header that does not belong in this file.
 #[derive(Debug)]
 pub(super) struct ForeignHeader {
     /// Expected and found.

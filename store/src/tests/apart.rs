@@ -18,15 +18,15 @@ use super::{
 };
 use crate::{Store, limits};
 
-/// Waits for something that has all it needs. Not for ever: what it needs may be held by somebody
-/// who is not polled.
+/// Waits for an action that has all it needs. Times out, because its needs may be held by a caller
+/// that is not polled.
 pub(super) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     let within = Duration::from_secs(100);
     let done = tokio::time::timeout(within, work).await;
     done.unwrap_or_else(|_| panic!("{what} waits for somebody who is not polled"))
 }
 
-/// As of a client that takes nothing for a while of what was read for it.
+/// Like a client that for a while takes none of the data read for it.
 #[test]
 fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
     let machine = Machine::new();
@@ -48,7 +48,7 @@ fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
             piece.append_to(&mut bytes);
         }
         assert!(bytes == image);
-        // Nor does he keep a place among those who read.
+        // Nor does it keep a place among the reads under way.
         let read_budget = &store.engine().budgets.reads;
         assert_eq!(
             read_budget.available_permits(),
@@ -90,8 +90,8 @@ async fn base(store: &Store, name: &str) -> InnerNode {
     last.unwrap()
 }
 
-/// What a volume's tree waits for keeps no segment from being cut, its own or another volume's:
-/// here a node that another caller is reading, slowly. Segments are cut one at a time.
+/// A volume's tree that waits for a node, which another caller is reading slowly, keeps no segment
+/// from being cut, its own or another volume's. Segments are cut one at a time.
 #[test]
 fn segments_are_cut_while_a_tree_waits_for_a_node() {
     let machine = Machine::new();

@@ -1,5 +1,5 @@
-//! What may happen between two steps of a collection: a scene for each rule without which it would
-//! take something away. `tests/mutations/gc.toml` tells which scene fails without which rule.
+//! Scenes between two steps of a collection: one for each rule without which it would lose data.
+//! `tests/mutations/gc.toml` lists which scene fails without which rule.
 
 use std::{io::ErrorKind, path::Path};
 
@@ -101,8 +101,8 @@ fn what_an_open_upload_has_stored_stays() {
     });
 }
 
-/// An upload that begins once a collection has read the roots, and whose packs are sealed before it
-/// counts what they hold.
+/// An upload that begins once a collection has read the roots, and whose packs are sealed before
+/// the collection counts their content.
 #[test]
 fn what_is_stored_after_the_roots_were_read_stays() {
     let machine = machine();
@@ -206,8 +206,8 @@ fn what_is_named_once_late_roots_were_read_stays() {
     });
 }
 
-/// What an upload found, and what it took over from a snapshot that is deleted, is kept until the
-/// change of the catalog that names it is made.
+/// Records that an upload found, or took over from a snapshot that is deleted, are kept until the
+/// change of the catalog that names them is made.
 #[test]
 fn what_an_upload_relies_on_stays_until_its_record_is_there() {
     let content = image(36, 40);
@@ -264,7 +264,7 @@ fn what_a_clone_relies_on_stays_until_its_record_is_there() {
                     tokio::task::yield_now().await;
                 }
                 machine.disk.let_go_on();
-                // The deletion is yet to be synced. The next is the record of the clone.
+                // The deletion is not synced yet. The next change is the record of the clone.
                 machine.disk.hold_up(&log, 1);
                 machine.disk.holds_up().await;
                 store.gc_run(eager()).await.unwrap();
@@ -279,8 +279,8 @@ fn what_a_clone_relies_on_stays_until_its_record_is_there() {
     });
 }
 
-/// Records that an upload sent again, as those in a condemned pack are unknown, count although the
-/// run ends before it has emptied the pack.
+/// Records that an upload sent again, because those in a condemned pack are unknown, count even if
+/// the run ends before it has emptied the pack.
 #[test]
 fn a_pack_stays_condemned_when_its_run_has_failed() {
     let machine = machine();

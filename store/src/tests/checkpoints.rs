@@ -80,7 +80,7 @@ async fn trim_in_pieces(volume: &Volume, end: u64) {
     }
 }
 
-/// Takes a snapshot, and tells how often the disk was read for it.
+/// Takes a snapshot, and returns the number of disk reads for it.
 async fn reads_of_snapshot(machine: &Machine, volume: &Volume, name: &str) -> u64 {
     let before = machine.disk.reads();
     volume.snapshot(name, BTreeMap::new()).await.unwrap();
@@ -102,7 +102,7 @@ fn what_was_given_back_costs_nothing() {
         for (volume, name) in [(&empty, "e"), (&full, "f")] {
             trim_in_pieces(volume, LARGE).await;
             assert!(volume.map_bytes() < 8192, "{}", volume.map_bytes());
-            // Its own root is all it has to look at.
+            // It only reads its own root.
             let reads = reads_of_snapshot(&machine, volume, name).await;
             assert!(reads <= 2, "{name}: {reads} reads");
             let record = store.snapshot(&name.into()).await.unwrap();
@@ -143,7 +143,7 @@ fn only_paths_to_what_changed_are_read_and_stored() {
         let found = read(&store, "s", middle as usize, BLOCK).await.unwrap();
         assert!(found == [1; BLOCK]);
 
-        // Few leaves stay, or few go: those few are counted.
+        // Few leaves stay, or few go: the fewer are counted.
         for (name, kept) in [("few-stay", 0..3), ("few-go", 3..all)] {
             let volume = volume_from(&store, name, "full").await;
             let (start, end) = match kept.start {
@@ -213,7 +213,7 @@ fn data_is_counted_however_it_came_to_be() {
     });
 }
 
-/// An upload that holds all the leaves that uploads may hold is in no volume's way.
+/// An upload that holds all the leaves that uploads may hold does not block volumes.
 #[test]
 fn a_snapshot_needs_none_of_the_room_of_uploads() {
     let dir = tempfile::tempdir().unwrap();
@@ -237,8 +237,8 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
 }
 
 /// A volume with little to store does not wait for one with much. Segments are cut one at a time
-/// here: with two places, a volume whose segments take longer has one of them, and the other volume
-/// the other, as often as it likes.
+/// here: with two places, a volume whose segments take longer would occupy one of them, and the
+/// other volume could use the other as often as it likes.
 #[test]
 fn volumes_take_turns_by_the_segment() {
     const MUCH: u64 = 120;

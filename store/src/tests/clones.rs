@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{CloneSource, Error, NewClone, Store};
 
-/// What a user names without its kind.
+/// The name of a snapshot or volume as a user gives it, without its kind.
 fn either(key: &str) -> CloneSource {
     CloneSource::Either {
         snapshot: key.into(),
@@ -57,7 +57,7 @@ fn a_volume_grows_and_never_shrinks() {
             let write = Change::Write(size - 700, vec![7; 700]);
             write.make(&volume).await.unwrap();
             write.apply(&mut model);
-            // Of its instant, in size, too.
+            // Its size is also that of its instant.
             let before = store.completed_snapshot(before.id).await.unwrap();
             assert_eq!(before.size_bytes, image.len() as u64);
             assert_holds(&store, &before.label(), &image).await;
@@ -76,7 +76,7 @@ fn a_volume_grows_and_never_shrinks() {
         assert_eq!(store.snapshot(&"first".into()).await.unwrap().id, first.id);
         assert_eq!(first.parent, Some(base.id));
     });
-    // Not open, too.
+    // A closed volume grows, too.
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         store.resize_volume(&"v".into(), 1 << 30).await.unwrap();
@@ -90,7 +90,7 @@ fn what_a_client_sent_behind_the_end_of_a_snapshot_is_nobodys() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
-        // The last block is sent whole, and is not zero where the volume has ended.
+        // The last block is sent whole, and is not zero behind the end of the volume.
         let cut = super::cut(&[3; 2 * BLOCK]);
         let size = BLOCK + 512;
         let ingest = store

@@ -1,5 +1,5 @@
-//! Collections beside everything else: whatever is stored, read, cloned and deleted meanwhile,
-//! everything that a record names is whole at any time.
+//! Collections beside everything else: no matter what is stored, read, cloned and deleted
+//! meanwhile, everything that a record names is whole at any time.
 //!
 //! `between_steps.rs` and `sweeps.rs` have a scene for each rule that this rests on.
 
@@ -26,7 +26,7 @@ use crate::{
     CloneSource, Error, GcReport, GcSettings, Options, Store, format::PackKind, gc::roots,
 };
 
-/// Everything that there is, by its model.
+/// A store, with the model of its content.
 struct World {
     store: Store,
     /// Completed snapshots.
@@ -56,7 +56,7 @@ impl World {
     }
 }
 
-/// Lets others go on, for shorter or longer.
+/// Lets others run, for shorter or longer.
 async fn pause(random: &mut Random) {
     match random.below(4) {
         0 => {}
@@ -76,7 +76,7 @@ fn noise(random: &mut Random, blocks: usize) -> Vec<u8> {
     words.collect()
 }
 
-/// Stores content that was there before, or is there, or is new; with pauses.
+/// Stores old, present or new content, with pauses.
 async fn uploads(world: Rc<World>, mut random: Random, contents: Rc<Vec<Vec<u8>>>) {
     while !world.over.get() {
         let mut image = contents[random.below(contents.len())].clone();
@@ -90,7 +90,7 @@ async fn uploads(world: Rc<World>, mut random: Random, contents: Rc<Vec<Vec<u8>>
             .begin_ingest(new_snapshot(&name, image.len()))
             .await
             .unwrap();
-        // Told what is there, and using it much later.
+        // Learns which chunks are there, and uses them much later.
         let ids: Vec<_> = cut.chunks.keys().copied().collect();
         let before = ingest.missing(&ids).await.unwrap();
         pause(&mut random).await;
@@ -129,7 +129,7 @@ async fn deletes(world: Rc<World>, mut random: Random) {
     }
 }
 
-/// Reads, slowly, what may be deleted meanwhile.
+/// Reads content slowly that may be deleted meanwhile.
 async fn reads(world: Rc<World>, mut random: Random) {
     while !world.over.get() {
         pause(&mut random).await;
@@ -289,7 +289,7 @@ fn whatever_runs_beside_collections_everything_that_is_named_is_whole() {
     }
 }
 
-/// With nothing beside it, a collection leaves nothing that is dead in sealed packs.
+/// With nothing beside it, a collection leaves no dead records in sealed packs.
 async fn settled(world: &World) {
     let store = &world.store;
     let mut copies = world.snapshots.take();
@@ -303,8 +303,8 @@ async fn settled(world: &World) {
     }
     let engine = store.engine();
     assert!(engine.reliance.condemned().is_empty());
-    // Every row points to a record that is there, and names what a root reaches, or points into a
-    // pack that is not sealed.
+    // Every row points to a record that is there, and either a root reaches its name, or its pack
+    // is not sealed.
     let roots = roots::collect(engine).await.unwrap();
     let needed = super::space::reach_all(engine, roots.iter().map(|it| it.root)).await;
     let rows = super::space::rows(engine);
@@ -334,7 +334,7 @@ async fn settled(world: &World) {
     *world.snapshots.borrow_mut() = copies;
 }
 
-/// On a real disk, readers on other threads go on while packs are rewritten of which the half is
+/// On a real disk, readers on other threads continue while packs are rewritten of which half is
 /// garbage.
 #[test]
 fn readers_notice_nothing_while_packs_are_rewritten() {

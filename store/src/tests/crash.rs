@@ -1,5 +1,5 @@
 //! Power cuts on a simulated disk: after each, everything that was promised is there, and nothing
-//! half.
+//! is there in part.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -69,7 +69,7 @@ async fn check(store: &Store, promises: &Promises) {
     }
 }
 
-/// One power cut after so many operations of the disk. False when the work ended before.
+/// One power cut after `operations` operations of the disk. False when the work ended before.
 fn cut_after(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed);
     let mut promises = Promises::default();
@@ -96,7 +96,7 @@ fn cut_after(operations: u64, seed: u64) -> bool {
         promises.there.insert("after".to_owned(), image);
         store.close().await.unwrap();
     });
-    // And what it made since survives the next one, too.
+    // And its new promises survive the next one, too.
     let machine = machine.crash(&mut random);
     block_on(async {
         let (store, report) = machine.open().await.unwrap();
@@ -119,8 +119,8 @@ fn a_power_cut_at_every_operation_takes_nothing_that_was_promised() {
     );
 }
 
-/// The process is killed after so many operations. The state that the next one finds is durable,
-/// even if the power fails then.
+/// The process is killed after some operations. The state that the next one finds is durable, even
+/// if the power fails then.
 fn kill_after(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed);
     let mut promises = Promises::default();
@@ -241,7 +241,7 @@ fn a_change_that_was_refused_does_not_come_back() {
     }
 }
 
-/// Nor where the system was short of something for a moment when it was to be cut off the log.
+/// Nor is it there if a short shortage delayed cutting it off the log.
 #[test]
 fn a_change_that_was_refused_is_cut_off_as_soon_as_that_can_be() {
     let machine = Machine::new();
@@ -259,7 +259,7 @@ fn a_change_that_was_refused_is_cut_off_as_soon_as_that_can_be() {
         assert_eq!(machine.disk.still_refused(Call::SetLen), 0);
         assert_eq!(len(&machine.disk), before);
 
-        // If it cannot be until the store closes, nobody knows what the log holds.
+        // If it cannot be cut until the store closes, the content of the log is unknown.
         machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
         machine.disk.refuse(Call::SetLen, u64::MAX, errno);
         machine.disk.patience().end();

@@ -1,4 +1,4 @@
-//! Several snapshots deleted at once, against a model, and as many as there is room for.
+//! Several snapshots deleted at once, against a model, and as many as one change has room for.
 
 use std::collections::{BTreeMap, BTreeSet};
 

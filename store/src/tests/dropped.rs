@@ -58,7 +58,7 @@ fn an_upload_that_is_dropped_anywhere() {
     assert!(images.len() > 2, "it was dropped at few points only");
 }
 
-/// Sends chunks in an order of its own, the last of them in a call that is polled so many times.
+/// Sends chunks in an order of its own. Polls the last call only a few times.
 async fn send_dropping_the_last(
     store: &Store,
     image: &[u8],
@@ -90,7 +90,7 @@ fn chunks_whose_indexing_is_dropped() {
     block_on(async {
         let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
         for polls in 1.. {
-            // Noise of which all but the last few chunks fill a group not quite.
+            // Noise whose chunks, without the last few, do not quite fill a group.
             let mut image = vec![0; limits::INDEX_GROUP_BYTES as usize];
             image
                 .chunks_mut(8)
@@ -114,8 +114,8 @@ fn chunks_whose_indexing_is_dropped() {
     });
 }
 
-/// A flush that cannot look up which rows are lost makes no rows. What it had taken is not known
-/// any more, and those who relied on it are told.
+/// A flush that cannot look up which rows are lost makes no rows. The records that it took are not
+/// known any more, and the uploads that relied on them are told.
 #[test]
 fn records_of_a_flush_that_is_refused_are_not_known() {
     let machine = Machine::new();

@@ -172,8 +172,8 @@ fn renumbered(bytes: &[u8], number: u64, previous_sequence: u64) -> Vec<u8> {
 }
 
 /// A journal as earlier versions left it: `headers` files of which only the header is left, the
-/// first of them file 2, and then one with blocks 1 and 2. `previous` is what that names as the
-/// batch before.
+/// first of them file 2, and then one with blocks 1 and 2, which names `previous` as the batch
+/// before.
 fn with_headers_kept(machine: &Machine, headers: u64, previous: u64) -> VolumeId {
     let id = block_on(write_behind_a_pending_snapshot(machine, &[2, 3]));
     let bytes = machine.disk.contents(&path(id, 2)).unwrap();
@@ -234,7 +234,7 @@ fn headers_that_earlier_versions_kept_take_nothing_along() {
     }
 }
 
-/// The header was the first file already when it lost its batch: what is behind names a number
+/// The header was the first file already when it lost its batch: the file behind names a number
 /// below it, and no batch.
 #[test]
 fn a_header_that_was_kept_as_the_first_file_takes_nothing_along() {
@@ -269,7 +269,7 @@ fn a_header_that_was_kept_as_the_first_file_takes_nothing_along() {
     }
 }
 
-/// Not every header without a batch is such a one: the file behind tells.
+/// Not every header without a batch is such a one: the file behind decides.
 #[test]
 fn a_first_file_that_lost_flushed_batches_is_damaged() {
     let machine = Machine::new();

@@ -1,4 +1,4 @@
-//! Journals that nobody adds to: they are taken into the store, and what their volumes hold stays.
+//! Journals that nobody adds to: the store takes them in, and the content of their volumes stays.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -42,7 +42,7 @@ fn what_was_left_behind_is_taken_into_the_store_by_whomever() {
         pass(&store, Duration::ZERO).await;
         let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 3, 7).await;
-        // Of one that is open little is left where it is.
+        // The small journal of an open volume stays where it is.
         pass(&store, Duration::ZERO).await;
         assert_eq!(journal_bytes(&store).await, limits::JOURNAL_FILE_BYTES_MIN);
         drop(volume);
@@ -51,7 +51,7 @@ fn what_was_left_behind_is_taken_into_the_store_by_whomever() {
         let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.journal_report().batches, 0);
         assert!(contents(&volume).await == expected);
-        // And what a process leaves that is killed.
+        // The same for a journal left by a killed process.
         fill(&volume, 5, 9).await;
         volume.flush().await.unwrap();
         expected[5 * BLOCK..6 * BLOCK].fill(9);

@@ -32,7 +32,7 @@ async fn block(volume: &Volume, number: usize) -> Vec<u8> {
     read(volume, number * BLOCK, BLOCK).await
 }
 
-/// Blocks that say which write they are of.
+/// Blocks that contain the number of their write.
 fn data_of(write: u64, blocks: usize) -> Bytes {
     let block = write.to_le_bytes().repeat(BLOCK / 8);
     Bytes::from(block.repeat(blocks))
@@ -67,7 +67,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
     let mut waited = [0, 0];
     for round in 0..40 {
         let machine = Machine::new();
-        // Of each block, the write that it is of for certain, and others that it may be of.
+        // For each block, the write that it has for certain, and others that it may have.
         let mut certain = vec![0u64; BLOCKS];
         let mut possible: Vec<Vec<u64>> = vec![Vec::new(); BLOCKS];
         let mut next = 1;
@@ -144,7 +144,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
         });
     }
     assert!(refused_in_all > 40, "{refused_in_all} were refused");
-    // The first look at each machine is before there was anything to wait for.
+    // The first look at each machine comes before there is anything to wait for.
     assert!(waited.iter().all(|times| *times > 40 + 20), "{waited:?}");
 }
 
@@ -267,7 +267,7 @@ fn guests_wait_for_what_the_system_is_short_of_and_are_told_nothing_else() {
     }
 }
 
-/// Whichever of the calls it is that opening a volume makes.
+/// For each kind of call that opening a volume makes.
 #[test]
 fn who_opens_a_volume_waits_for_descriptors_too() {
     for first in 0..12 {
@@ -295,7 +295,7 @@ fn who_opens_a_volume_waits_for_descriptors_too() {
     }
 }
 
-/// The files that a write waits to have closed are closed by nobody then.
+/// Then nobody closes the files that a write waits for.
 #[test]
 fn who_waits_for_descriptors_is_refused_once_nothing_is_made_durable_any_more() {
     let mut machine = Machine::new();

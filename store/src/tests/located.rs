@@ -1,4 +1,4 @@
-//! Places in leaves: which are looked up when, and what they say about the chunks.
+//! Places in leaves: when each is looked up, and what it proves about the chunk.
 
 use std::sync::Arc;
 

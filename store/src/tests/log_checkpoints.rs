@@ -1,5 +1,5 @@
-//! Checkpoints of the catalog log: the catalog is the same with and without, whatever fails and
-//! whenever the power does.
+//! Checkpoints of the catalog log: the catalog is the same with and without them, whatever fails
+//! and whenever the power does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -154,8 +154,8 @@ pub(super) async fn checkpoint(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// The catalog that each log gives is that of the log which it replaced, with the changes since:
-/// for an index that has everything, for one that is lost or older, and for a rebuild.
+/// The catalog of each log is that of the log which it replaced, with the changes since: for a
+/// complete index, for one that is lost or older, and for a rebuild.
 #[test]
 fn the_catalog_is_the_same_from_checkpoints_and_from_the_whole_log() {
     let mut random = Random::new(seed());
@@ -331,7 +331,7 @@ fn a_catalog_that_is_made_from_a_checkpoint_survives_any_loss_of_power() {
         let mut machine = machine.copy();
         older[random.below(older.len())](&mut machine);
         for _ in 0..1 + random.below(3) {
-            // It ends with an error where the power fails, and with a crash otherwise.
+            // It ends with an error if the power fails, and otherwise with the crash.
             machine.disk.power_off_after(random.below(6) as u64);
             drop(block_on(machine.open()));
             machine = machine.crash(&mut random);
@@ -456,7 +456,7 @@ fn a_shortage_behind_the_rename_is_waited_for() {
     }
 }
 
-/// Nobody knows which of both logs a loss of power would leave.
+/// It is unknown which of both logs a loss of power would leave.
 #[test]
 fn a_directory_that_cannot_be_synced_stops_the_store() {
     let machine = Machine::new();
@@ -555,7 +555,7 @@ fn a_log_is_replaced_when_it_is_long_and_several_times_its_checkpoint() {
     });
 }
 
-/// Dropped half-way, as when the daemon stops: it comes to its end all the same.
+/// Dropped half-way, as when the daemon stops: it runs to its end anyway.
 #[test]
 fn a_checkpoint_that_nobody_waits_for_does_no_harm() {
     for polls in 0..40 {
@@ -616,7 +616,7 @@ fn has_journal(machine: &Machine, id: VolumeId) -> bool {
 }
 
 /// The deletion of a volume outlives the records in front of the checkpoint, as long as its journal
-/// is there. The next start removes the journal. One that nobody knows stays.
+/// is there. The next start removes the journal. A journal that nobody knows stays.
 #[test]
 fn deletions_are_kept_for_journals_that_are_still_there() {
     for checkpoints in 0..3 {

@@ -1,5 +1,5 @@
-//! Damage to the catalog log: a start refuses it with its place and the way back, and a rebuild
-//! writes the log anew from what has the lost part, or says why it cannot.
+//! Damage to the catalog log: a start refuses it with its place and the remedy, and a rebuild
+//! writes the log anew from a source that has the lost part, or reports why it cannot.
 
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,7 @@ fn offset_of(machine: &Machine, number: u64) -> u64 {
     (found.next().unwrap().0 * LOG_ALIGN) as u64
 }
 
-/// The place of the damage that a start finds, and all that it says.
+/// The place of the damage that a start finds, and its whole message.
 async fn refusal(machine: &Machine) -> (u64, String) {
     match machine.open().await.unwrap_err() {
         Error::Damaged(damage) => match &damage.place {

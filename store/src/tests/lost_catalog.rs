@@ -43,7 +43,7 @@ fn blocks_of(size_bytes: usize) -> Vec<u8> {
     image
 }
 
-/// Flips a byte of the last record of the catalog log that says more than where a journal ends, and
+/// Flips a byte of the last record of the catalog log that has more than the end of a journal, and
 /// loses the index, which has that record.
 fn lose_last_record(dir: &Path) {
     damage_last_record(dir);
@@ -109,7 +109,7 @@ fn a_volume_whose_record_is_damaged_is_made_again_with_its_journal() {
         assert!(contents(&volume).await == blocks_of(1 << 20));
         drop(volume);
         closed(store).await;
-        // It is a volume like any other: what the log says of it is enough.
+        // It is a volume like any other: the log alone is enough for it.
         let again = rebuild(options.clone()).await.unwrap();
         assert_eq!((again.volumes, again.adopted_volumes.len()), (1, 0));
         assert_eq!((again.cut_log, again.torn_log), (None, None));
@@ -254,7 +254,7 @@ fn a_volume_is_not_made_again_without_its_base() {
 }
 
 /// The record that puts a volume on its new base is the last, and is lost: the journal does not
-/// begin where the log says.
+/// begin at the file that the log names.
 #[test]
 fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
     let dir = tempfile::tempdir().unwrap();
@@ -270,7 +270,7 @@ fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
         drop(volume);
         closed(store).await;
         lose_last_record(dir.path());
-        // A catalog that is older than the journal does not get at it.
+        // A catalog that is older than the journal does not open it.
         let report = rebuild(options.clone()).await.unwrap();
         assert_eq!(report.volumes, 1, "{report}");
         assert!(report.adopted_volumes[0].contains("behind"), "{report}");
@@ -303,7 +303,7 @@ fn a_volume_is_as_large_as_its_journal_says() {
         drop(volume);
         closed(store).await;
         lose_last_record(dir.path());
-        // A catalog that is older than the journal does not get at it.
+        // A catalog that is older than the journal does not open it.
         let owner = names::journal_owner(dir.path(), id);
         let newer = fs::read(&owner).unwrap();
         fs::remove_file(&owner).unwrap();
@@ -371,8 +371,7 @@ fn an_older_catalog_does_not_get_at_a_journal() {
         closed(store).await;
         fs::write(&log, &older).unwrap();
         lose_index(dir.path());
-        // Somebody brought the log back from a backup, and made an index of it that knows no
-        // better.
+        // Somebody restored the log from a backup, and made an index of it that knows no better.
         let owner = names::journal_owner(dir.path(), id);
         let newer = fs::read(&owner).unwrap();
         fs::remove_file(&owner).unwrap();
@@ -464,7 +463,7 @@ fn journals_are_enough_at_any_moment() {
     let mut random = Random::new(seed());
     let mut expected = blocks_of(1 << 20);
     expected[5 * BLOCK..6 * BLOCK].fill(4);
-    // How much of it was flushed: nothing, the first two blocks, all.
+    // The flushed part: nothing, the first two blocks, all.
     let work = async |machine: &Machine, flushed: &mut u8| {
         let (store, _) = machine.open().await?;
         store.create_volume(new_volume("v", 1 << 20)).await?;

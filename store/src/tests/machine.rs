@@ -49,7 +49,7 @@ struct PowerlessMeta {
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Look {
     Catalog,
-    /// The same at its end: what is done then comes too late to be seen.
+    /// The same at its end: later changes come too late to be seen.
     CatalogSeen,
     Index,
 }
@@ -58,7 +58,7 @@ pub(super) enum Look {
 #[derive(Debug)]
 struct Stop {
     look: Look,
-    /// So many looks do not stop.
+    /// Number of looks that do not stop.
     after: usize,
     stopped: oneshot::Sender<()>,
     may_go_on: mpsc::Receiver<()>,
@@ -135,8 +135,7 @@ impl PowerlessMeta {
         }
     }
 
-    /// As the page cache has it: what was written to the log is there, and no more durable than
-    /// before.
+    /// As the page cache has it: all writes to the log are there, and no more durable than before.
     fn kill(&self, disk: &Arc<SimDisk>) -> Self {
         let after = Self::beside(disk);
         for (batch, sync) in &*self.batches.lock() {
@@ -308,14 +307,13 @@ impl Machine {
         store
     }
 
-    /// Loses the catalog log, and makes the catalog again without it, packs and journals being all
-    /// there is.
+    /// Loses the catalog log, and makes the catalog again without it, from packs and journals only.
     pub(super) async fn lose_catalog(&mut self) -> RebuildReport {
         let log = names::catalog_log(Path::new(DATA_DIR));
         if self.disk.remove(&log).is_ok() {
             self.disk.sync_dir(Path::new(DATA_DIR)).await.unwrap();
         }
-        // As where there never were any: with packs the log is not begun anew.
+        // As if there never were any: with packs the log is not begun anew.
         let empty = LogHeader::without_checkpoint(STORE).encode();
         self.disk.put(&log, &empty).unwrap();
         self.meta = Arc::new(PowerlessMeta::beside(&self.disk));
@@ -352,7 +350,7 @@ impl Machine {
         refill(&disk, &options, STORE, &*self.meta, old).await
     }
 
-    /// Another machine with the same on its disk.
+    /// Another machine with the same disk content.
     pub(super) fn copy(&self) -> Self {
         let disk = self.disk.copy();
         Self {

@@ -177,7 +177,7 @@ pub(super) fn new_snapshot(name: &str, size_bytes: usize) -> NewSnapshot {
     }
 }
 
-/// Sends what is missing of an image, all but the commit.
+/// Sends the missing parts of an image, without the commit.
 pub(super) async fn send(ingest: &Ingest, cut: &Cut) -> Result<PutOutcome> {
     let ids: Vec<_> = cut.chunks.keys().copied().collect();
     let missing = ingest.missing(&ids).await?;
@@ -202,8 +202,8 @@ pub(super) async fn upload(store: &Store, name: &str, image: &[u8]) -> Result<Sn
     ingest.commit(cut.root).await
 }
 
-/// Runs a test, by its path in this crate, in a process of its own: it is about what a process has
-/// one of. Returns true in that process; otherwise the test has passed there.
+/// Runs a test, by its path in this crate, in a process of its own, because it tests a resource of
+/// the process. Returns true in that process; otherwise the test has passed there.
 pub(crate) fn is_alone(test: &str) -> bool {
     const ALONE: &str = "VARVE_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {

@@ -61,8 +61,8 @@ async fn step(store: &Store, model: &mut Model, random: &mut Random, number: usi
     }
 }
 
-/// Whatever differs is covered, what is reported as added or removed is zero on the other side, and
-/// extents are in order.
+/// Every difference is covered, added or removed extents are zero on the other side, and extents
+/// are in order.
 async fn check_diff(store: &Store, model: &Model, base: &str, target: &str) {
     let (old, new) = (&model[base], &model[target]);
     let longest = old.len().max(new.len());
@@ -175,7 +175,7 @@ fn with_threads_instead_of_io_uring_too() {
     run(IoEngine::Blocking, 6);
 }
 
-/// Only root can give a file away, and only with root's rights is this a danger.
+/// Only root can give a file away, and this is a danger only with root's rights.
 #[test]
 fn a_store_of_another_user_is_refused_before_anything_is_made() {
     if !rustix::process::geteuid().is_root() {

@@ -42,7 +42,7 @@ async fn move_all(store: &Store) {
         };
         fs::hard_link(names::pack(dir, *pack), names::pack(dir, to)).unwrap();
     }
-    // Not by the packs: the header of a pack that was moved before names another one.
+    // Not by the packs: the header of a moved pack names another one.
     let mut add = |name: Name, mut location: Location| {
         location.pack.number += 1000;
         batch.put(name, location);
@@ -92,14 +92,14 @@ fn readers_find_records_that_were_moved() {
         move_all(&store).await;
         // By places in a leaf that is cached.
         assert!(read(&reader, 0, image.len()).await == image);
-        // By places that somebody holds.
+        // By places that a caller holds.
         let again = reader.stored_chunks(&stale).await.unwrap();
         let payloads = |chunks: &[crate::StoredChunk]| -> Vec<_> {
             chunks.iter().map(|it| it.payload.clone()).collect()
         };
         assert_eq!(payloads(&again), payloads(&stored));
         assert_eq!(reader.chunks(&stale).await.unwrap().len(), stored.len());
-        // What has moved is located anew.
+        // Moved records are located anew.
         let fresh = reader.segment(0).await.unwrap().unwrap();
         assert_eq!(place(&fresh).await.pack.number, old.pack.number + 1000);
         assert_holds(&store, "web", &image).await;
@@ -175,7 +175,7 @@ fn what_is_read_is_pinned_and_what_was_deleted_cannot_be() {
     });
 }
 
-/// Also when neither a file nor the index is left to tell of it.
+/// Also if neither a file nor the index remains to show it.
 #[test]
 fn no_pack_gets_the_number_of_one_that_was_removed() {
     let directory = tempfile::tempdir().unwrap();

@@ -91,7 +91,7 @@ fn a_store_of_which_everything_was_deleted_is_nearly_empty() {
         let footers = report.removed_bytes - report.copied_bytes - (before - after);
         assert!(footers < 64 << 10, "{footers}");
         assert!(after < MIB as u64, "{after} bytes are left");
-        // What is stored next goes into new packs.
+        // Later records go into new packs.
         upload(&store, "s1", &images[1]).await.unwrap();
         assert_holds(&store, "s1", &images[1]).await;
         store.close().await.unwrap();
@@ -104,8 +104,8 @@ fn a_store_of_which_everything_was_deleted_is_nearly_empty() {
     });
 }
 
-/// What an upload has left that was given up is flushed with the seal, by an earlier flush than the
-/// one that tells of it.
+/// Records of an upload that was given up are flushed with the seal, by an earlier flush than the
+/// one that reports the pack as sealed.
 #[test]
 fn an_open_pack_goes_with_what_an_upload_has_left_in_it() {
     let mut random = Random::new(seed());
@@ -122,7 +122,7 @@ fn an_open_pack_goes_with_what_an_upload_has_left_in_it() {
         store.delete_snapshot(&"gone".into()).await.unwrap();
         let report = store.gc_run(GcSettings::default()).await.unwrap();
         assert!(report.removed_bytes >= 4 * MIB as u64, "{report:?}");
-        // What it left has got rows by then, and is not known to be garbage yet.
+        // Its records have rows by then, and are not known to be garbage yet.
         assert!(pack_bytes(&store).await < 2 * MIB as u64);
     });
 }

@@ -1,5 +1,5 @@
-//! Snapshots of volumes on their way into the store: what they hold is what was there at their
-//! instant, whatever happens meanwhile.
+//! Snapshots of volumes on their way into the store: they hold the content of their instant,
+//! whatever happens meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ pub(super) async fn fill(volume: &Volume, block: usize, byte: u8) {
     volume.write((block * BLOCK) as u64, bytes).await.unwrap();
 }
 
-/// A volume and its model, with whatever was made of it.
+/// A volume with its model, and all that was made of it.
 struct Scene {
     names: u64,
     random: Random,
@@ -317,7 +317,7 @@ fn lineage_is_kept_over_pending_cancelled_and_unnamed_ones() {
         store.delete_snapshot(&"s1".into()).await.unwrap();
         drop(turn);
         assert_eq!(parent(completed(&store, "s0").await), Some(base.id));
-        // One that was cancelled is nobody's parent.
+        // A cancelled snapshot is nobody's parent.
         assert_eq!(parent(completed(&store, "s2").await), Some(ids[0]));
         assert_eq!(
             store.volume(&"v".into()).await.unwrap().parent,
@@ -433,7 +433,7 @@ fn snapshots_of_several_volumes_are_of_one_instant() {
         let snapshots = async {
             let mut last = 0;
             for round in 0..20 {
-                // The order in which they are named does not matter.
+                // The order of their names does not matter.
                 let order = [["a", "b", "c"], ["c", "a", "b"], ["b", "c", "a"]][round % 3];
                 let name = format!("s{round}");
                 let made = store.snapshot_volumes(of(&order, &name)).await.unwrap();

@@ -1,5 +1,5 @@
-//! Pending snapshots on disks that are full or lose their power: what was promised is there in the
-//! end, and the volume whatever becomes of it.
+//! Pending snapshots on disks that are full or lose their power: their promised content is there in
+//! the end, and so is the volume.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -17,14 +17,14 @@ use crate::{
     limits,
 };
 
-/// Waits for what the store does by itself.
+/// Waits for background work of the store.
 async fn settle() {
     for _ in 0..2000 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Why a pending snapshot is not completed, once a try could not do it.
+/// The reason why a pending snapshot is not completed, once a try has failed.
 async fn waits_for(store: &Store, snapshot: SnapshotId) -> String {
     loop {
         let progress = store.snapshot_progress(snapshot).unwrap();
@@ -377,8 +377,8 @@ fn a_power_cut_at_every_operation_leaves_what_was_promised() {
     assert!(operations > 60, "{operations} operations");
 }
 
-/// A volume of which little was written takes little, and on a disk that is nearly full the size of
-/// a file must not be what fails the guest.
+/// A volume with few writes takes little space, and on a nearly full disk the size of a file must
+/// not fail the guest's writes.
 #[test]
 fn a_journal_file_is_short_at_first_and_where_there_is_no_room_for_a_long_one() {
     let mut machine = Machine::new();
@@ -400,8 +400,8 @@ fn a_journal_file_is_short_at_first_and_where_there_is_no_room_for_a_long_one() 
             }
         }
         assert_eq!(steps, [1, 2, 4, 8, 16].map(|files| files * least));
-        // No other as long as that; a quarter of it there is room for, with what has to stay free
-        // for all of them.
+        // No other file as long as that fits; a quarter of it does, with the space that must stay
+        // free for all of them.
         let left = limits::FREE_BYTES_MIN + (4 << 20);
         let used = limits::JOURNAL_FILE_BYTES_MAX;
         let (journal, file) = (used * 5 / 4, used / 4);

@@ -1,5 +1,5 @@
 //! The promise of a pending snapshot is a witness, and so is the clean end of a journal: damage to
-//! what was durable is never taken for a torn end.
+//! durable data is never taken for a torn end.
 
 use std::path::{Path, PathBuf};
 
@@ -79,8 +79,8 @@ async fn assert_damaged(machine: &Machine, words: &[&str]) {
 
 #[test]
 fn one_bit_in_front_of_a_cut_is_damage() {
-    // In the data, in its checksum, in the number of the batch, in what makes the descriptor one of
-    // this file, in its magic.
+    // In the data, in its checksum, in the number of the batch, in the part that binds the
+    // descriptor to this file, in its magic.
     let bits = [BLOCK as u64 + 9, 60, 16, 40, 1];
     for (more, by_earlier_version) in [(false, false), (true, false), (true, true)] {
         for bit in bits {
@@ -109,8 +109,8 @@ fn one_bit_in_front_of_a_cut_is_damage() {
     }
 }
 
-/// Without a file behind the cut, a record of an earlier version cannot tell a batch that looks as
-/// if it had never been written.
+/// Without a file behind the cut, a record of an earlier version does not reveal the loss of a
+/// batch that looks as if it had never been written.
 #[test]
 fn what_cannot_be_read_in_front_of_a_cut_is_damage_by_an_old_record_too() {
     for bit in [BLOCK as u64 + 9, 60, 16] {
@@ -160,7 +160,7 @@ fn a_torn_end_behind_a_cut_is_no_damage() {
     for bit in [BLOCK + 9, 60, 16, 40, 1] {
         let machine = Machine::new();
         let id = block_on(with_pending(&machine, true, false));
-        // It is not durable: what is flipped is only in the cache.
+        // It is not durable: the flipped byte is only in the cache.
         let mut bytes = machine.disk.contents(&path(id, 2)).unwrap();
         bytes[BLOCK + bit] ^= 4;
         machine.disk.put(&path(id, 2), &bytes).unwrap();
@@ -246,7 +246,7 @@ fn a_closed_journal_that_is_missing_or_shorter_is_not_taken_for_an_empty_one() {
     });
 }
 
-/// What comes behind the end of a journal that was closed is like the rest of any journal.
+/// Batches behind the end of a closed journal are like the rest of any journal.
 #[test]
 fn a_torn_end_behind_the_end_of_a_closed_journal_is_no_damage() {
     let machine = Machine::new();

@@ -1,4 +1,4 @@
-//! Rebuilds of stores that have lost something: the report says what, and is not whole.
+//! Rebuilds of stores that have lost something: the report names the loss, and is not whole.
 
 use std::{fs, path::Path};
 
@@ -96,7 +96,7 @@ fn a_rebuild_names_what_lost_its_chunks_or_its_nodes() {
     }
 }
 
-/// All that the old index has applied is in it: what the log has lost comes back.
+/// The index has everything that it has applied: the records that the log has lost come back.
 #[test]
 fn what_a_shortened_log_has_lost_comes_back_from_the_old_index() {
     let dir = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ fn what_a_shortened_log_has_lost_comes_back_from_the_old_index() {
     });
 }
 
-/// A record that nobody else has is lost: the rebuild says so.
+/// A record that nobody else has is lost, and the rebuild reports it.
 #[test]
 fn a_record_that_is_cut_off_the_log_is_damage() {
     let dir = tempfile::tempdir().unwrap();

@@ -120,7 +120,7 @@ fn what_is_lost_is_sent_again_and_all_that_needs_it_is_whole() {
             lose(loss, dir.path(), kind);
             let told = format!("{loss:?} of {kind:?}");
             block_on(async {
-                // The second time as the first: what was lost is not forgotten.
+                // The second time as the first: the loss is not forgotten.
                 for _ in 0..2 {
                     let (store, report) = Store::open(options.clone()).await.unwrap();
                     assert!(!report.damage.is_empty(), "{told}");
@@ -231,7 +231,7 @@ fn what_is_found_damaged_is_repaired_by_whoever_stores_it_again() {
                 let name = format!("again-{rounds}");
                 upload(&store, &name, &image).await.unwrap();
             }
-            // Below a node that is damaged nothing is seen.
+            // Nothing below a damaged node is seen.
             assert!(rounds == 1 || kind == PackKind::Nodes, "{kind:?}: {rounds}");
             for name in ["first", "again-1"] {
                 assert_holds(&store, name, &image).await;
@@ -249,7 +249,7 @@ fn what_is_found_damaged_is_repaired_by_whoever_stores_it_again() {
     }
 }
 
-/// A chunk of four blocks that ends in a trailer which says that the pack ends at its header.
+/// A chunk of four blocks that ends in a trailer by which the pack ends at its header.
 fn forged(pack: PackId, pack_bytes: u64) -> Vec<u8> {
     let footer_at = 4096;
     let records = (0..=u32::MAX)

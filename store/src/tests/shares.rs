@@ -18,7 +18,7 @@ use crate::{ListQuery, NewVolume, RemoteRecord, engine::Priority, limits};
 
 const MIB: usize = 1 << 20;
 
-/// Gives all that runs beside so many turns.
+/// Lets all concurrent work run for `count` turns.
 async fn turns(count: usize) {
     for _ in 0..count {
         tokio::task::yield_now().await;
@@ -91,7 +91,7 @@ fn a_change_of_the_catalog_does_not_wait_for_reads() {
     let machine = Machine::new();
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        // There is one thread, and it is at a read that does not end.
+        // The only thread is busy with a read that does not end.
         let (open, gate) = mpsc::sync_channel::<()>(1);
         let workers = &store.engine().workers;
         let read = workers.run(Priority::Read, move |_| gate.recv().unwrap());
@@ -138,8 +138,8 @@ fn closing_the_store_makes_durable_what_was_written_by_those_who_left_before() {
     }
 }
 
-/// A listing of many records is not made in one go, and one by tags does not look at those without
-/// them.
+/// A listing of many records is not made in one go, and a listing by tags examines only records
+/// with them.
 #[test]
 fn a_listing_of_all_records_lets_others_have_their_turn() {
     let machine = Machine::new();
@@ -188,7 +188,7 @@ fn a_listing_of_all_records_lets_others_have_their_turn() {
     });
 }
 
-/// Each takes memory for what is read ahead.
+/// Each takes memory for its readahead.
 #[test]
 fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
     let machine = Machine::new();
@@ -213,7 +213,7 @@ fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
             assert!(futures::poll!(&mut opening).is_pending());
             turns(1).await;
         }
-        // One without a journal need not wait for those that are read.
+        // A volume without a journal need not wait for those whose journals are read.
         store.open_volume(&"empty".into()).await.unwrap();
         assert!(futures::poll!(&mut opening).is_pending());
         drop(others);

@@ -31,7 +31,7 @@ fn is_there(machine: &Machine, path: &Path) -> bool {
     machine.disk.contents(path).is_ok()
 }
 
-/// A volume of which all was written, and taken into the store: file 1 is spare.
+/// A volume whose writes were all taken into the store: file 1 is spare.
 async fn with_spare(machine: &Machine, image: &[u8]) -> (Store, Volume, VolumeId) {
     let (store, _) = machine.open().await.unwrap();
     let record = store.create_volume(new_volume("v", SIZE)).await.unwrap();
@@ -78,7 +78,7 @@ fn a_file_that_is_done_with_is_written_again() {
     });
 }
 
-/// The name may be durable, and nothing of what was written under it.
+/// The name may be durable, and nothing that was written under it.
 #[test]
 fn what_a_file_was_is_told_from_what_it_is() {
     let seed = seed();
@@ -102,7 +102,7 @@ fn what_a_file_was_is_told_from_what_it_is() {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
             let volume = store.open_volume(&"v".into()).await.unwrap();
-            // A beginning of what was written.
+            // Only the beginning of the write.
             let mut gone = false;
             for value in 1..4u8 {
                 let at = usize::from(value) * 7 * BLOCK;

@@ -1,4 +1,4 @@
-//! Files of packs that the index does not know, or not as they are: no start cuts off what may be
+//! Pack files that the index does not know, or knows otherwise: no start cuts off bytes that may be
 //! the only copy.
 
 use std::{
@@ -89,7 +89,7 @@ fn a_pack_under_another_name_is_named_and_stays() {
     });
 }
 
-/// The index is a copy from before the records were written: it promises nothing of them.
+/// The index is a copy from before the records were written: it promises none of them.
 #[test]
 fn an_older_index_does_not_make_damage_a_torn_end() {
     for first_is_known in [false, true] {

@@ -1,4 +1,4 @@
-//! What running work relies on is kept, and packs that are swept take nothing with them that a root
+//! Records that running work relies on are kept, and swept packs take nothing with them that a root
 //! reaches.
 
 use std::{collections::HashSet, io::ErrorKind};
@@ -39,7 +39,7 @@ pub(super) fn sealed(store: &Store) -> Vec<PackId> {
     sealed.map(|state| state.pack).collect()
 }
 
-/// The names of all that snapshots reach.
+/// The names of all records that snapshots reach.
 async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
     let mut names = HashSet::new();
     let engine = store.engine();
@@ -65,7 +65,7 @@ async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
     names
 }
 
-/// Condemns packs, and sweeps those that nobody holds.
+/// Condemns packs, and sweeps those that no guard holds.
 async fn sweep(
     store: &Store,
     packs: &[PackId],
@@ -142,7 +142,7 @@ fn live_records_move_and_the_rest_goes_with_the_pack() {
         reader.chunks(&segment).await.unwrap();
         reader.stored_chunks(&segment).await.unwrap();
         assert_holds(&store, "kept", &kept).await;
-        // What is gone is not known any more, and can be stored again.
+        // Removed records are unknown, and can be stored again.
         upload(&store, "again", &deleted).await.unwrap();
         assert_holds(&store, "again", &deleted).await;
         store.close().await.unwrap();
@@ -175,7 +175,7 @@ fn an_ingest_keeps_the_packs_of_what_it_was_told_is_there() {
         let (swept, held) = sweep(&store, &packs, &HashSet::new()).await.unwrap();
         assert_eq!(swept.packs, 0);
         assert!(held.iter().all(|held| held.by == "second") && held.len() == packs.len());
-        // The guard ends with the ingest, not with the question.
+        // The guard ends with the ingest, not with the look-up.
         ingest.put_leaves(cut.leaves.clone()).await.unwrap();
         ingest.commit(cut.root).await.unwrap();
         drop(ingest);
@@ -226,7 +226,7 @@ fn a_row_that_is_there_stays_when_its_record_is_stored_twice() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         let cut = cut(&content);
-        // Both are told that nothing is there.
+        // Both are told that the store has nothing.
         let mut ingests = Vec::new();
         for name in ["a", "b"] {
             let new = new_snapshot(name, content.len());
@@ -309,7 +309,7 @@ fn a_power_cut_at_every_operation_of_a_sweep_takes_nothing() {
     );
 }
 
-/// Cuts the power after so many operations of a sweep. False when it ended before.
+/// Cuts the power after `operations` operations of a sweep. False when it ended before.
 fn swept_until(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed ^ operations);
     let machine = machine();
@@ -449,7 +449,7 @@ fn a_live_record_that_cannot_be_read_keeps_its_pack() {
     });
 }
 
-/// The index tells what it has.
+/// The index lists the content of the pack.
 #[test]
 fn a_pack_with_a_damaged_footer_is_emptied_as_others_are() {
     for has_live in [true, false] {
@@ -493,7 +493,7 @@ fn a_pack_with_a_damaged_footer_is_emptied_as_others_are() {
     }
 }
 
-/// Files of two packs that were swapped: each has what the other needs.
+/// Files of two packs that were swapped: each has the records that the other needs.
 #[test]
 fn a_file_that_is_another_pack_stays() {
     let machine = machine();
@@ -573,7 +573,7 @@ fn a_pack_that_the_disk_does_not_give_stays_and_others_go() {
     });
 }
 
-/// A rewrite for which there is no space does not hold up what gives space back.
+/// A rewrite for which there is no space does not hold up steps that give space back.
 #[test]
 fn packs_with_nothing_needed_go_first_after_a_run_that_found_the_disk_full() {
     let machine = machine();
@@ -583,7 +583,7 @@ fn packs_with_nothing_needed_go_first_after_a_run_that_found_the_disk_full() {
         let store = machine.open_undamaged().await;
         upload(&store, "both", &both).await.unwrap();
         upload(&store, "kept", &kept).await.unwrap();
-        // As a run leaves them that could not copy what is needed.
+        // As left by a run that could not copy the needed records.
         let condemned = store.engine().commit.condemn(sealed(&store)).await;
         assert_eq!(condemned.unwrap(), []);
         upload(&store, "deleted", &deleted).await.unwrap();
@@ -606,7 +606,7 @@ fn packs_with_nothing_needed_go_first_after_a_run_that_found_the_disk_full() {
     });
 }
 
-/// A copy looks for nodes that nobody needs, while a collection removes them.
+/// A copy looks up nodes that nobody needs, while a collection removes them.
 #[test]
 fn a_node_that_goes_while_it_is_looked_for_is_not_there() {
     let mut machine = machine();
@@ -691,7 +691,7 @@ fn a_disk_that_is_full_ends_the_sweep_and_not_the_store() {
             ingest.commit(cut.root).await.unwrap();
             assert_holds(&store, "beside", &deleted).await;
             assert_holds(&store, "kept", &kept).await;
-            // The next one goes on with what is condemned.
+            // The next one continues with the condemned packs.
             let live = reached(&store, &["kept", "beside"]).await;
             let condemned: Vec<_> = store.engine().reliance.condemned().into_iter().collect();
             let (swept, _) = sweep(&store, &condemned, &live).await.unwrap();

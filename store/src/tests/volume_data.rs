@@ -1,4 +1,4 @@
-//! Volumes against a plain array: whatever is written, however it ends.
+//! Volumes against a plain array: whatever is written, and however the process ends.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -149,7 +149,7 @@ fn it_holds_what_an_array_holds() {
                     volume.snapshot(&name, BTreeMap::new()).await.unwrap();
                     let refused = volume.snapshot(&name, BTreeMap::new()).await.unwrap_err();
                     assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
-                    // By its root, too: it is what an upload of the same bytes would have.
+                    // Also by its root: an upload of the same bytes would have it, too.
                     assert_holds(&store, &name, &model).await;
                     assert!(contents(&volume).await == model, "after snapshot {name}");
                     snapshots.push((name, model.clone()));
@@ -172,7 +172,7 @@ fn it_holds_what_an_array_holds() {
             for (name, image) in &snapshots {
                 assert_holds(&store, name, image).await;
             }
-            // Half of the time as if killed: what was written is in the kernel.
+            // Half of the time as if killed: all writes are in the kernel.
             if round % 2 == 0 {
                 store.close().await.unwrap();
             }
@@ -253,7 +253,7 @@ fn a_snapshot_is_what_was_there_at_one_instant_of_writing() {
         let size = blocks as usize * BLOCK;
         store.create_volume(new_volume("v", size)).await.unwrap();
         let volume = store.open_volume(&"v".into()).await.unwrap();
-        // Each write puts the next number in the next block, round and round: what is there at an
+        // Each write puts the next number in the next block, round and round: the content at an
         // instant follows from the highest number.
         let writes = async {
             for number in 1..=3000u64 {
@@ -351,7 +351,7 @@ async fn work(
             let name = format!("s{step}");
             volume.snapshot(&name, BTreeMap::new()).await?;
             promised.snapshots.insert(name, model.clone());
-            // A snapshot makes durable what it holds.
+            // A snapshot makes its content durable.
             promised.flushed = promised.states.len() - 1;
         }
     }
@@ -372,7 +372,7 @@ fn cut_after(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed ^ operations);
     let mut machine = machine.crash(&mut random);
     let mut expected: Option<Vec<u8>> = None;
-    // Twice: what one recovery found, the next one finds again.
+    // Twice: the next recovery finds the same as the first.
     for _ in 0..2 {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
@@ -455,7 +455,7 @@ fn damage_to_what_was_durable_is_told_and_a_torn_end_is_cut_off() {
                 assert!(said.contains(&path.display().to_string()), "{said}");
                 assert!(said.contains(&(place * BLOCK as u64).to_string()), "{said}");
             } else {
-                // Nothing tells whether the last batch was ever promised.
+                // Nothing proves that the last batch was ever promised.
                 let volume = opened.unwrap();
                 let torn = volume.journal_report().torn.clone().unwrap();
                 assert!(torn.contains(&(9 * BLOCK).to_string()), "{torn}");
@@ -542,8 +542,8 @@ fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
             .unwrap();
         let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut model = vec![0; 64 << 20];
-        // Less than journals leave, a little more than chunks do, and what is written cannot be
-        // made smaller.
+        // Less than journals leave, a little more than chunks do, and the writes cannot be made
+        // smaller.
         let capacity = limits::FREE_BYTES_MIN + (10 << 20);
         machine.disk.set_capacity(Some(capacity));
         let mut refused = 0;

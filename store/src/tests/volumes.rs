@@ -118,7 +118,7 @@ fn an_attached_volume_is_held_on_to() {
     });
 }
 
-/// Everything that the index has of volumes is in the catalog log, too; and a snapshot's content
+/// The catalog log also has everything that the index has of volumes; and a snapshot's content
 /// outlives the snapshot in them.
 #[test]
 fn volumes_are_there_again_after_a_restart_and_after_a_rebuild() {

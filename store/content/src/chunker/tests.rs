@@ -59,8 +59,8 @@ fn pinned_segment() -> Vec<u8> {
     lay_out(&pieces, SEGMENT_BLOCKS)
 }
 
-/// A failure means that equal content would be cut otherwise than in every store that exists. If
-/// that is meant, it takes a new `CHUNKER_VERSION`, and these cut points are kept for the old one.
+/// A failure means that equal content would be cut otherwise than in every existing store. If that
+/// is intended, it needs a new `CHUNKER_VERSION`, and these cut points are kept for the old one.
 #[test]
 fn cut_points_are_pinned() {
     let points = cut_points(&pinned_segment());
@@ -209,7 +209,7 @@ fn a_zero_block_is_not_canonical() {
     );
 }
 
-/// Returns true if chunk by chunk check and the leaf's own check take these chunks of a segment.
+/// Returns true if the checks of single chunks and of the leaf accept these chunks of a segment.
 fn passes(content: &[u8], chunks: &[(u32, u32)]) -> bool {
     let entry = |&(start_block, blocks): &(u32, u32)| LeafEntry {
         start_block,

@@ -157,8 +157,8 @@ fn a_bomb_allocates_nothing() {
     }
 }
 
-/// A flipped or missing byte gives an error or other bytes of the right length, which their id
-/// then tells: never a panic, never more memory than the plain length.
+/// A flipped or missing byte gives an error, or other bytes of the right length, which their id
+/// reveals: never a panic, never more memory than the plain length.
 #[test]
 fn flipped_and_cut_off_bytes_are_survived() {
     let plain = text(3, BLOCK_BYTES, 30);

@@ -98,7 +98,7 @@ impl SimDisk {
         self.refuse_later(call, 0, times, errno);
     }
 
-    /// The same after some calls that succeed.
+    /// The same after `after` calls that succeed.
     pub fn refuse_later(&self, call: Call, after: u64, times: u64, errno: i32) {
         let mut world = self.world.lock();
         world.faults.refused.insert(call, (after, times, errno));

@@ -14,8 +14,8 @@ fn records(round: u64) -> Vec<EncodedRecord> {
     records
 }
 
-/// Appends and flushes until it is done or something fails. The records of all receipts are known
-/// after it.
+/// Appends and flushes until it is done or something fails. Then the records of all receipts are
+/// known.
 async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Known) -> Result<()> {
     let mut before: Option<Appended> = None;
     for round in rounds {
@@ -37,8 +37,8 @@ async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Know
     Ok(())
 }
 
-/// A run from an empty disk, with the power failing after so many operations; and what it was
-/// promised.
+/// A run from an empty disk, with the power failing after some operations; and the records that it
+/// was promised.
 fn run_until(last: Option<u64>) -> (Sim, Known) {
     let sim = Sim::new();
     let mut known = Known::default();
@@ -79,7 +79,7 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
         now.check(&local).await;
         run(&writer, 50..52, &mut now).await.unwrap();
         now.check(&local).await;
-        // Nor is anything missing for who reads the packs alone.
+        // Nor is anything missing for a reader of the packs alone.
         let mut found = HashMap::new();
         let mut unsealed = 0;
         for pack in local.list().unwrap() {
@@ -158,7 +158,7 @@ fn whole_records_behind_the_last_receipt_are_found_and_kept() {
         // Made durable, and the receipt is lost.
         let _ = writer.append(records(1)).await.unwrap();
         drop(writer.flush().await.unwrap());
-        // Written as far as the buffers do not suffice.
+        // Written as far as the buffers make it necessary.
         let _ = writer.append(unflushed.clone()).await.unwrap();
         drop(writer);
         let promised = known.clone();

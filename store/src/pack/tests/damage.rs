@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{Error, format::pack::PACK_HEADER_BYTES, limits};
 
-/// A pack with records of several sizes and two flushes, sealed or not, and what it holds.
+/// A pack with records of several sizes and two flushes, sealed or not, and its content.
 fn pack(sealed: bool) -> (Sim, PackId, Known) {
     let sim = Sim::new();
     let (local, writer) = sim.place().writer(40_000);
@@ -31,8 +31,8 @@ fn pack(sealed: bool) -> (Sim, PackId, Known) {
     })
 }
 
-/// Each byte of a pack in turn: a scan names the place, or the record that it is in; readers give
-/// out the other records and never one that is not as it was.
+/// Each byte of a pack in turn: a scan reports the place, or the record that it is in; readers
+/// return the other records and never a changed one.
 #[test]
 fn a_flipped_byte_is_found_wherever_it_is() {
     for sealed in [false, true] {
@@ -201,8 +201,8 @@ fn a_footer_is_not_deceived_by_payloads() {
     });
 }
 
-/// Whatever the index knows of a pack, a flipped byte is no tear: nothing is cut off, and the other
-/// records are found.
+/// With any index of a pack, a flipped byte is no tear: nothing is cut off, and the other records
+/// are found.
 #[test]
 fn a_flipped_byte_is_never_cut_off() {
     let (sim, pack, known) = pack(false);
@@ -298,8 +298,7 @@ fn a_file_that_is_not_of_its_pack_is_left_alone() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Whatever bytes a pack has, a scan ends, does not panic, and yields nothing that was not
-    /// there.
+    /// For any bytes of a pack, a scan ends, does not panic, and yields nothing that was not there.
     #[test]
     fn a_scan_takes_any_bytes(
         sealed: bool,

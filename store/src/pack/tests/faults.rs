@@ -29,8 +29,8 @@ fn recover(sim: &Sim, known: &Known) -> Known {
     now
 }
 
-/// One write or sync fails: from then on nothing is written, reads go on, and what was promised is
-/// there after a crash.
+/// One write or sync fails: from then on nothing is written, reads continue, and all promised
+/// records are there after a crash.
 fn fails_once(break_it: impl Fn(&SimDisk, u64)) -> u64 {
     for nth in 1.. {
         let sim = Sim::new();
@@ -86,7 +86,7 @@ fn only_writes_find_the_disk_full() {
         let sim = Sim::new();
         let (_, writer) = sim.place().writer(PACK_BYTES_MAX);
         sim.0.fail_write(nth, ErrorKind::StorageFull);
-        // To cut back or remove what is there of it waits for the system.
+        // Cutting it back or removing it waits for the end of a shortage.
         let errno = SHORTAGES[nth as usize % SHORTAGES.len()];
         sim.0.refuse(Call::SetLen, 2, errno);
         sim.0.refuse(Call::Remove, 2, errno);
@@ -117,7 +117,7 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
             let early = writer.append(chunks(500..501, 1)).await;
             let error = run(&writer, &mut known).await.unwrap_err();
             assert!(error.is_full(), "{capacity_bytes}: {error}");
-            // Full again, and again: it does not add up.
+            // Full again and again: the losses do not add up.
             for _ in 0..3 {
                 let result = run(&writer, &mut Known::default()).await;
                 assert!(
@@ -133,7 +133,7 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
                 let flushed = writer.flush().await.unwrap();
                 assert!(flushed.settle(early).is_err(), "its receipt never came");
             }
-            // Nothing of what was lost is left behind what follows, however short that is.
+            // None of the lost bytes is left behind later data, however short that is.
             let appended = writer.append(chunks(600..601, 1)).await.unwrap();
             let flushed = writer.flush().await.unwrap();
             known.learn(flushed.settle(appended).unwrap(), flushed.packs());

@@ -74,8 +74,8 @@ fn pack_with(
     (sim, names)
 }
 
-/// Where the forged footer says that records end: at the first, and within the payload of the
-/// second.
+/// The place where the forged footer says that records end: at the first, and within the payload of
+/// the second.
 const PLACES: [u64; 3] = [HEADER, HEADER + 4096, HEADER + 2 * 4096];
 
 #[test]
@@ -101,7 +101,7 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
                 }
                 let found = block_on(recover_tail(&*local, PACK, None)).unwrap();
                 assert!(found.damage.is_empty() && found.torn.is_none(), "{told}");
-                // Whatever goes on with it is sound in the end.
+                // Any pack that continues it is sound in the end.
                 let (writer, states) = block_on(PackWriter::resume(
                     Arc::clone(&local) as _,
                     PackKind::Chunks,
@@ -120,7 +120,7 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
     }
 }
 
-/// Where a header cannot be read, its random bytes cannot tell: the records do.
+/// If a header is unreadable, its random bytes prove nothing: the records decide.
 #[test]
 fn a_pack_without_its_header_is_sealed_where_its_records_end() {
     let sim = Sim::new();

@@ -230,7 +230,7 @@ impl Known {
         Ok(writer)
     }
 
-    /// That every record can be read, and its bytes are those of its name.
+    /// Checks that every record can be read, and that its bytes match its name.
     async fn check(&self, local: &Arc<LocalPacks>) {
         let reader = PackReader::new(Arc::clone(local) as _);
         for record in self.records.values() {
@@ -249,7 +249,7 @@ fn check_content(name: Name, codec: Codec, stored: &[u8]) {
     }
 }
 
-/// All that a scan finds: records by offset, damage as text, and the tail.
+/// All findings of a scan: records by offset, damage as text, and the tail.
 async fn scan(
     local: &dyn PackStore,
     pack: PackId,

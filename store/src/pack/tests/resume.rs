@@ -252,8 +252,8 @@ fn of_several_packs_the_newest_is_gone_on_with() {
     });
 }
 
-/// A loss of power while a footer is written leaves any of its sectors. The pack goes on, whichever
-/// they are, and what is not as it was written is damage.
+/// A loss of power while a footer is written leaves any of its sectors. In each case the pack
+/// continues, and changed bytes are damage.
 #[test]
 fn a_torn_footer_is_cut_off_whichever_sectors_are_lost() {
     const SECTOR: usize = 512;

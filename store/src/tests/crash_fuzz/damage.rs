@@ -1,4 +1,4 @@
-//! Bits of journals that change, where something testifies to what they were.
+//! Flipped bits in journals, where a witness proves the original.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl World {
-    /// One bit of a volume's journal changes, on a copy of the disk: what a witness testifies to is
-    /// there, or the volume is refused.
+    /// One bit of a volume's journal changes, on a copy of the disk: the content that a witness
+    /// proves is there, or the volume is refused.
     pub(super) fn damage(&mut self, machine: &Machine) {
         let Some(name) = self.any() else { return };
         let model = &self.volumes[&name];
@@ -40,7 +40,7 @@ impl World {
                 return;
             }
             let (path, block) = places[self.random.below(places.len())];
-            // The beginnings of descriptors are where it hurts.
+            // Beginnings of descriptors are the sensitive places.
             let bytes = [40, BLOCK][self.random.below(2)];
             let offset = block + self.random.below(bytes);
             self.log(format!(

@@ -2,22 +2,22 @@
 //!
 //! One process after the other works on a simulated disk: writes, flushes, snapshots, clones and
 //! other operations of a store. Each ends in another way: closed, killed, by a loss of power; at
-//! rest, at any operation of the disk, or while it recovers from the one before. Invariants then,
+//! rest, at any operation of the disk, or during the recovery from the end before. Invariants then,
 //! for each volume:
 //!
-//! - what was flushed is there, and what a snapshot was promised of;
-//! - after a kill all that was acknowledged is there;
+//! - flushed data is there, and the promised content of snapshots;
+//! - after a kill all acknowledged changes are there;
 //! - after a loss of power the volume is as it was at some moment since the last flush: a beginning
-//!   of what was acknowledged, and of changes that were under way together any blocks;
-//! - what was found when it was opened is there from then on;
-//! - a snapshot holds what was there at its instant, and of several of one instant all are there or
+//!   of the acknowledged changes, and of changes that were under way together any blocks;
+//! - the content found when it was opened is there from then on;
+//! - a snapshot holds the content of its instant, and of several of one instant all are there or
 //!   none;
-//! - where one bit of a journal has changed, what was promised is there all the same, or the volume
+//! - if one bit of a journal has changed, all promised content is there all the same, or the volume
 //!   is refused: in front of a pending snapshot's cut, and of a flush behind which something was
 //!   written.
 //!
-//! A failure prints its seed and what was done: `VARVE_SEED` repeats it, and `VARVE_CRASH_ROUNDS`
-//! says how many seeds to try from there on.
+//! A failure prints its seed and its operations: `VARVE_SEED` repeats it, and `VARVE_CRASH_ROUNDS`
+//! is the number of seeds to try from there on.
 
 mod damage;
 mod model;
@@ -72,7 +72,7 @@ struct World {
     opened: BTreeSet<String>,
     /// A sync was made to fail.
     sync_failed: bool,
-    /// The power fails here and now, whatever was to be done.
+    /// The power fails here and now, whatever comes next.
     is_over: bool,
 }
 
@@ -111,7 +111,7 @@ impl World {
         names.into_iter().nth(self.random.below(count))
     }
 
-    /// Finds out what of that was under way is there.
+    /// Finds out which of the changes under way are there.
     async fn look(&mut self, store: &Store) -> Result<()> {
         for name in self.volumes_perhaps.keys().cloned().collect::<Vec<_>>() {
             let is_there = exists(store.volume(&name.as_str().into()).await)?;
@@ -173,7 +173,7 @@ impl World {
         (0..parts).map(one).collect()
     }
 
-    /// Makes changes at once, and takes note of what became of them.
+    /// Makes changes at once, and records their outcomes.
     async fn make(&mut self, name: &str, volume: &Volume, changes: Vec<Change>) -> Result<()> {
         let outcomes = join_all(changes.iter().map(|change| change.make(volume))).await;
         let model = self.volumes.get_mut(name).unwrap();
@@ -239,7 +239,7 @@ impl World {
             change.apply(&mut group.get_mut(&own).unwrap().after);
         }
         self.snapshots_perhaps.push(group);
-        // Whatever of the changes is in the snapshot.
+        // Any of the changes may be in the snapshot.
         let before = self.volumes[first].now().clone();
         let volumes: Vec<_> = names.iter().map(String::as_str).collect();
         let new = of(&volumes, &name);
@@ -353,8 +353,7 @@ impl World {
                 }
                 13..=15 if self.snapshots.len() < SNAPSHOTS_MAX => {
                     self.snapshot(store, slice::from_ref(&name), None).await?;
-                    // A file of the journal that has little in it, or nothing, behind what is
-                    // promised.
+                    // A journal file with little in it, or nothing, behind the promised part.
                     if held.is_some() && self.random.below(3) == 0 {
                         let start = self.random.below(self.volumes[&name].now().len() / BLOCK);
                         let change = Change::Write(start * BLOCK, vec![1; BLOCK]);
@@ -408,7 +407,7 @@ impl World {
                     store.resize_volume(&name.as_str().into(), len).await?;
                     let model = self.volumes.get_mut(&name).unwrap();
                     model.perhaps = None;
-                    // That is in the catalog, and leaves nothing in the journal.
+                    // The snapshot is in the catalog, and leaves nothing in the journal.
                     model.states.push(larger);
                 }
                 23 => {
@@ -428,8 +427,8 @@ impl World {
                     }
                     self.snapshots_perhaps.pop();
                 }
-                // One that was cancelled may keep its volume open for a while, which takes nothing
-                // any more once it is closed.
+                // A cancelled snapshot may keep its volume open for a while. Once it is closed, it
+                // takes nothing any more.
                 24 if may_reopen => {
                     self.log(format!("{name}: closed and opened"));
                     held = None;
@@ -500,9 +499,9 @@ impl World {
         Ok(())
     }
 
-    /// One process, from its start to its end, and what the next one finds.
+    /// One process, from its start to its end, and the state that the next one finds.
     fn process(&mut self, machine: Machine) -> Machine {
-        // Some do not live to do much, or to recover from the one before.
+        // Some die before they do much, or recover from the one before.
         let limit = [5, 30, 120, 400][self.random.below(4)];
         let power_off_after = match self.random.below(4) {
             0 => None,
@@ -559,7 +558,7 @@ impl World {
         }
     }
 
-    /// That all is there, whatever it takes.
+    /// Checks that everything is there, however long it takes.
     fn check(&mut self, machine: &Machine) {
         self.log("- all is looked at");
         block_on(async {
@@ -652,7 +651,7 @@ fn round(seed: u64) {
 #[test]
 fn whatever_crashes_what_was_promised_is_there() {
     let rounds = std::env::var("VARVE_CRASH_ROUNDS");
-    // The suite does the same each time; who asks for more gets others.
+    // The suite does the same each time; a request for more rounds gets other seeds.
     let (seed, rounds) = match &rounds {
         Ok(rounds) => (seed(), rounds.parse().unwrap()),
         Err(_) => (1, ROUNDS),

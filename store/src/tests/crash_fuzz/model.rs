@@ -4,14 +4,14 @@ use super::BLOCK;
 
 /// The possible content of a volume.
 pub(super) struct Model {
-    /// Contents, each after one more change that was acknowledged. To the first a witness in the
-    /// journal testifies: a change behind the flush.
+    /// Contents, each after one more acknowledged change. A witness in the journal proves the
+    /// first: a change behind the flush.
     pub(super) states: Vec<Vec<u8>>,
     /// Index of the durable state.
     pub(super) durable: usize,
     /// With changes that were begun and not acknowledged.
     pub(super) perhaps: Option<Vec<u8>>,
-    /// True if what was acknowledged and is not durable may be lost.
+    /// True if changes that are acknowledged and not durable may be lost.
     pub(super) may_be_older: bool,
     /// True if the witness is there for certain: a loss of power may have taken it.
     pub(super) is_witnessed: bool,

@@ -1,4 +1,4 @@
-//! What happens while marks are made, and what stops them.
+//! Changes while marks are made, and errors that stop the marks.
 
 use super::*;
 use crate::{
@@ -33,7 +33,7 @@ fn records_that_come_while_marks_are_made_are_needed() {
         let old = store.snapshot(&"old".into()).await.unwrap().root().unwrap();
         store.delete_snapshot(&"old".into()).await.unwrap();
         let ranks = ranked(engine).await;
-        // Its leaves are new; most of its chunks, and some of its leaves, are of what was deleted.
+        // Its leaves are new; most of its chunks, and some of its leaves, are from deleted content.
         scribble(&mut random, &mut image, 3);
         upload(&store, "new", &image).await.unwrap();
         let new = store.snapshot(&"new".into()).await.unwrap().root().unwrap();
@@ -48,7 +48,7 @@ fn records_that_come_while_marks_are_made_are_needed() {
                 dead += u64::from(!live.needs(name, place));
             }
         }
-        // And what only the old one had is dead.
+        // And records that only the old one had are dead.
         let only_old = &reach(engine, old).await - &needed;
         assert_eq!(dead, only_old.len() as u64);
         let tallies = Tallies::default().count(engine, Arc::new(live)).await;
@@ -59,7 +59,7 @@ fn records_that_come_while_marks_are_made_are_needed() {
 }
 
 /// Content of which nothing was there in the view: slots of its names would be nonsense. All of it
-/// is needed, and for its sake nothing else is.
+/// is needed, and nothing else is needed because of it.
 #[test]
 fn other_content_that_comes_while_marks_are_made_is_needed_and_nothing_else() {
     let machine = machine();

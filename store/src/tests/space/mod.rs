@@ -1,4 +1,4 @@
-//! Space: what is needed and what takes how much, against a count by brute force.
+//! Space: the needed records and the space that each owner takes, against a count by brute force.
 
 mod late;
 mod model;
@@ -55,7 +55,7 @@ pub(super) fn rows(engine: &Engine) -> BTreeMap<Name, Location> {
     rows
 }
 
-/// All that hangs on a root, by reading the tree as a reader does.
+/// All records under a root, found by reading the tree as a reader does.
 pub(super) async fn reach(engine: &Engine, id: RootId) -> BTreeSet<Name> {
     let mut names = BTreeSet::from([Name::root(id)]);
     let root = engine.root(id).await.unwrap();

@@ -1,5 +1,5 @@
-//! Random snapshots, volumes, clones and deletions; whatever is counted is compared with a count by
-//! brute force.
+//! Random snapshots, volumes, clones and deletions; every count is compared with a count by brute
+//! force.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use crate::{
     tests::{pending::clone_of, volume_data::new_volume},
 };
 
-/// What each root reaches.
+/// The records that each root reaches.
 type Trees = BTreeMap<RootId, BTreeSet<Name>>;
 
-/// What any of these roots reaches.
+/// The records that any of these roots reaches.
 fn all_of<'a>(trees: &Trees, roots: impl IntoIterator<Item = &'a RootOwner>) -> BTreeSet<Name> {
     let reached = roots.into_iter().flat_map(|it| &trees[&it.root]);
     reached.copied().collect()

@@ -1,4 +1,4 @@
-//! What users are told.
+//! The space reports that users get.
 
 use super::*;
 use crate::{
@@ -124,7 +124,7 @@ fn pinned_content_is_needed() {
     });
 }
 
-/// What remains of the marks of slices says the same as the marks of one pass.
+/// The places kept of the marks of slices give the same answers as the marks of one pass.
 #[test]
 fn needed_places_of_slices_are_those_of_one_pass() {
     let machine = machine();
@@ -171,7 +171,7 @@ fn a_collection_does_not_wait_for_what_takes_long() {
         let (ended, collected) = tokio::join!(store.estimate(endless), run);
         assert!(matches!(ended, Err(Error::Collecting)));
         collected.unwrap();
-        // Nor is it a reason to end what comes later.
+        // Nor is it a reason to end a later one.
         store.gc_plan(&GcSettings::default()).await.unwrap();
     });
 }

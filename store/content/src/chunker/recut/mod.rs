@@ -225,7 +225,7 @@ impl<F> Recutter<'_, F> {
         }))
     }
 
-    /// The old chunk that `cut` turned out to be: it was read because of what follows it.
+    /// The old chunk that `cut` equals: it was read because of the content behind it.
     fn same_as_old(&self, cut: &Cut) -> Option<usize> {
         let range = cut.block_range();
         let index = self.old.binary_search_by_key(&range.start, |old| old.start);

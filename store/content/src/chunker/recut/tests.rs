@@ -32,7 +32,7 @@ fn slice(segment: &[u8], blocks: Range<u32>) -> &[u8] {
     &segment[blocks.start as usize * BLOCK_BYTES..blocks.end as usize * BLOCK_BYTES]
 }
 
-/// Cuts `new` again and checks all that is promised. Gives the ranges that were read.
+/// Cuts `new` again and checks all promises. Returns the ranges that were read.
 fn check_recut(old: &[u8], new: &[u8], changed: &[Range<u32>]) -> Vec<Range<u32>> {
     let old_chunks = block_ranges(old);
     let changed_blocks = BlockSet::new(changed);
@@ -99,7 +99,7 @@ fn check_zeros(old: &[Range<u32>], new: &[u8], changed: &[Range<u32>], expected:
     assert_eq!(recuts.unwrap(), expected);
 }
 
-/// Something that happens to a segment.
+/// A change of a segment.
 #[derive(Clone, Debug)]
 enum Edit {
     /// Overwrites from a block on.
@@ -107,17 +107,17 @@ enum Edit {
         at: prop::sample::Index,
         piece: Piece,
     },
-    /// Moves what follows a block by the piece's length, and puts the piece between.
+    /// Moves the content behind a block by the piece's length, and inserts the piece.
     Insert {
         at: prop::sample::Index,
         piece: Piece,
     },
-    /// Removes blocks and moves up what follows.
+    /// Removes blocks and moves up the content behind them.
     Remove {
         at: prop::sample::Index,
         blocks: u32,
     },
-    /// Says that blocks changed that did not.
+    /// Reports blocks as changed that did not change.
     Touch {
         at: prop::sample::Index,
         blocks: u32,
@@ -127,7 +127,7 @@ enum Edit {
 }
 
 impl Edit {
-    /// Applies it and gives the blocks that may have changed.
+    /// Applies it and returns the blocks that may have changed.
     fn apply(&self, content: &mut Vec<u8>) -> Range<u32> {
         let blocks = blocks_of(content);
         let place = |at: &prop::sample::Index| u32::try_from(at.index(blocks as usize)).unwrap();
@@ -197,7 +197,7 @@ proptest! {
         check_recut(&old, &new, &[0..blocks_of(&new)]);
     }
 
-    /// Single blocks set, cleared and overwritten, where it hurts: at the edges of chunks.
+    /// Single blocks set, cleared and overwritten at the critical places: the edges of chunks.
     #[test]
     fn recut_at_the_edges_of_chunks(
         old in segment(400),
@@ -237,7 +237,7 @@ fn an_empty_segment() {
     assert_eq!(check_recut(&[], &[], &[]), []);
     let hole = vec![0; 16 * BLOCK_BYTES];
     assert_eq!(check_recut(&hole, &hole, &[]), []);
-    // Blocks that no segment has are no one's business.
+    // Blocks outside of the segment are ignored.
     assert_eq!(check_recut(&hole, &hole, &[16..u32::MAX]), []);
 }
 
@@ -286,7 +286,7 @@ fn a_chunk_before_filled_hole_is_read_again() {
     let old = lay_out(&[near(2)], 8);
     let new = lay_out(&[near(3)], 8);
     assert_eq!(check_recut(&old, &new, &[2..3]), [0..2, 2..3]);
-    // A settled one is read as well, for nothing tells that it is settled, but kept.
+    // A settled one is read as well, because nothing shows that it is settled, but kept.
     let tail = Piece::File {
         seed: 1,
         bytes: 4 * BLOCK_BYTES - 100,

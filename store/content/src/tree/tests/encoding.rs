@@ -357,7 +357,7 @@ proptest! {
         prop_assert_eq!(Root::decode(&root.encode()).unwrap(), root);
     }
 
-    /// Whatever decodes, encodes to the same bytes.
+    /// Bytes that decode encode to the same bytes.
     #[test]
     fn any_bytes_are_survived(tag in "[LIR]", bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         for version in [&[][..], &[1], &[1, 1], &[1, 1, 0]] {
