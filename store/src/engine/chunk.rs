@@ -64,7 +64,7 @@ impl fmt::Debug for VerifiedChunk {
 pub struct StoredChunk {
     /// Its id.
     pub id: ChunkId,
-    /// How the payload is packed.
+    /// The compression of the payload.
     pub codec: Codec,
     /// Its plain length.
     pub plain_bytes: u32,

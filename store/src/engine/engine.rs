@@ -29,7 +29,7 @@ pub(crate) struct Engine {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
-    /// Where packs are written.
+    /// The place where packs are written.
     pub(crate) stage: Arc<dyn PackStage>,
     /// True if index and catalog were ever rebuilt.
     pub(crate) was_rebuilt: bool,

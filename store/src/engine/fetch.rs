@@ -29,7 +29,7 @@ use crate::{
 /// cache's guard.
 type Member<'a> = (usize, ChunkId, Location, ChunkGuard<'a>);
 
-/// How often a record is looked for in another pack when its pack is gone.
+/// Number of times that a record is looked for in another pack when its pack is gone.
 pub(crate) const PACK_MOVES_MAX: u32 = 3;
 
 /// Turns the error of a walk into that of a reader.

@@ -28,7 +28,7 @@ pub(super) struct Pending {
     pub(super) closing: bool,
 }
 
-/// How many records wait to be indexed.
+/// A measure of how many records wait to be indexed.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Fill {
     Some,

@@ -41,7 +41,7 @@ pub struct Lineage {
 pub struct IncomingChunk {
     /// Its claimed id.
     pub id: ChunkId,
-    /// How the payload is packed.
+    /// The compression of the payload.
     pub codec: Codec,
     /// Its plain length, in bytes.
     pub plain_bytes: u32,

@@ -76,7 +76,7 @@ impl<R: CatalogRecord> PartialEq for Key<R> {
 
 impl<R: CatalogRecord> Eq for Key<R> {}
 
-/// How the store asks for the records of a noun.
+/// The store's way to ask for the records of a noun.
 pub(crate) trait Lookup: CatalogRecord {
     /// The record of that id.
     fn by_id(meta: &dyn Meta, id: Self::Id) -> Result<Option<Self>> {

@@ -75,7 +75,7 @@ pub enum ScanItem {
 /// A record that is whole.
 #[derive(Debug, Clone)]
 pub struct ScannedRecord {
-    /// Where it begins.
+    /// The record's offset, in bytes.
     pub offset_bytes: u64,
     /// The header of the record.
     pub header: RecordHeader,
@@ -98,7 +98,7 @@ pub enum Tail {
     },
     /// With a tear. No whole record follows.
     Torn {
-        /// Where they begin.
+        /// Where the tear begins.
         at_bytes: u64,
         /// Expected and found.
         why: String,

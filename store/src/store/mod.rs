@@ -33,9 +33,9 @@ pub use self::{
 pub struct StoreStatus {
     /// The store's id, which never changes.
     pub store_id: String,
-    /// Of the files in the data directory.
+    /// The format version of the files in the data directory.
     pub format_version: u32,
-    /// How content is cut.
+    /// The version of the cut rule.
     pub chunker_version: u32,
     /// Number of snapshots, pending and failed ones included.
     pub snapshots: u64,

@@ -102,7 +102,7 @@ fn what_a_file_was_is_told_from_what_it_is() {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
             let volume = store.open_volume(&"v".into()).await.unwrap();
-            // Only the beginning of the write.
+            // A prefix of the writes.
             let mut gone = false;
             for value in 1..4u8 {
                 let at = usize::from(value) * 7 * BLOCK;

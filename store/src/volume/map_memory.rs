@@ -16,14 +16,14 @@ use parking_lot::Mutex;
 
 use crate::limits::{MAP_BYTES_LEAST, MAPS_BYTES_MAX};
 
-/// How often the largest map is looked for.
+/// Interval of the looks for the largest map.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The memory of the maps of all open volumes.
 #[derive(Debug, Default)]
 pub(crate) struct MapMemory {
     bytes: AtomicU64,
-    /// When the largest map was looked for last.
+    /// The time of the last look for the largest map.
     looked_at: Mutex<Option<Instant>>,
 }
 

@@ -111,7 +111,7 @@ pub(super) async fn create_identity(
     };
     let path = names::store_file(dir);
     let temporary = names::store_file_unfinished(dir);
-    // Of a process that did not come to its end.
+    // From a process that did not finish.
     if is_there(disk, &temporary)? {
         disk.remove(&temporary)
             .map_err(|source| Error::io("remove", &temporary, source))?;

@@ -117,7 +117,7 @@ struct Jobs {
     is_running: bool,
     /// True if a checkpoint for space was begun.
     for_room: bool,
-    /// When the last job for room failed.
+    /// The time when the last job for room failed.
     failed_at: Option<Instant>,
 }
 

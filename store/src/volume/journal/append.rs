@@ -173,7 +173,7 @@ impl Journal {
     }
 
     /// Claims room for so many bytes in the page cache. Returns false when so many are unsynced
-    /// there that the kernel may let a writer wait until it has written some.
+    /// there that the kernel may block a writer until it has written some.
     fn may_copy(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
         let copied_bytes = state.copied_bytes + bytes;
@@ -278,12 +278,12 @@ impl Journal {
         })
     }
 
-    /// How many bytes a new file may take of the disk's free space: what was planned, or less.
+    /// The bytes of the disk's free space that a new file may take: the planned length, or less.
     fn fit_to_disk(&self, new: &NewFile) -> Result<u64> {
         let mut len_bytes = new.len_bytes;
         let mut free_bytes = self.dir.free_bytes()?;
-        // All journals leave as much free as they take, so that they can be taken into the store,
-        // whatever is in them.
+        // All journals leave as much free as they take, so that the store can take them in,
+        // whatever their content.
         let journals_bytes = self.dir.pool.live_bytes();
         let left_bytes = |file_bytes| room_for(journals_bytes + file_bytes);
         if free_bytes < left_bytes(len_bytes) + len_bytes {
@@ -293,7 +293,7 @@ impl Journal {
         while free_bytes < left_bytes(len_bytes) + len_bytes && len_bytes > JOURNAL_FILE_BYTES_MIN {
             len_bytes = JOURNAL_FILE_BYTES_MIN.max(len_bytes / 4 / BLOCK * BLOCK);
         }
-        // A snapshot begins a file, and must not be what fails a guest's writes.
+        // A snapshot begins a file, which must not fail a guest's writes.
         let left_bytes = if new.begins_epoch {
             EPOCH_FREE_BYTES_MIN
         } else {
@@ -318,7 +318,7 @@ impl Journal {
         }
     }
 
-    /// Takes back a batch that could not be written, and all that was begun behind it, durably: the
+    /// Takes back a batch that could not be written, and all batches begun behind it, durably: the
     /// next batch must not be followed by the bytes behind the failed one. No batch may be in
     /// flight.
     ///
@@ -335,7 +335,7 @@ impl Journal {
     }
 
     async fn cut_back(&self, batch: BatchPlace) -> Result<()> {
-        // A file of which nothing is left goes as a whole: no other file may follow one without a
+        // A file without any batch left goes as a whole: no other file may follow one without a
         // header.
         let first_gone = batch.number + u64::from(batch.offset_bytes > 0);
         {

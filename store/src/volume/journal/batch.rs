@@ -61,7 +61,7 @@ impl Change {
     }
 }
 
-/// How much of a change went into a batch.
+/// The part of a change that went into a batch.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(crate) enum Taken {
     All,

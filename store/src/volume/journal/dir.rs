@@ -20,7 +20,7 @@ use crate::{
 
 const BLOCK: u64 = JOURNAL_BLOCK_BYTES as u64;
 
-/// Where a volume's journal is, and whose it is.
+/// The directory of a volume's journal, and the volume.
 #[derive(Debug, Clone)]
 pub(crate) struct JournalDir {
     pub(crate) disk: Arc<dyn Disk>,
@@ -53,7 +53,7 @@ impl JournalDir {
         let patience = self.disk.patience();
         for (dir, parent) in [(&all, &self.data_dir), (&own, &all)] {
             let make = || match self.disk.create_dir(dir) {
-                // Its maker may not have lived to sync it.
+                // Its maker may have died before syncing it.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
                 made => made,
             };
@@ -102,7 +102,7 @@ impl JournalDir {
             .inspect_err(|error| self.host.stop_writing(error))
     }
 
-    /// Removes a file as soon as the system is not short of something.
+    /// Removes a file, and waits for the end of any shortage.
     pub(super) async fn remove_file(&self, number: u64) -> Result<()> {
         let path = self.file_path(number);
         let remove = || {
@@ -156,7 +156,7 @@ impl JournalDir {
         opened.map_err(|source| Error::io("open", path, source))
     }
 
-    /// Opens a file as soon as the system is not short of something.
+    /// Opens a file, and waits for the end of any shortage.
     pub(super) async fn open_file_patiently(&self, number: u64) -> Result<File> {
         let path = self.file_path(number);
         let patience = self.disk.patience();
@@ -171,7 +171,7 @@ impl JournalDir {
         Ok(Writers { cached, direct })
     }
 
-    /// Cuts a file off as soon as the system is not short of something. Not durably.
+    /// Cuts a file off, and waits for the end of any shortage. Not durably.
     pub(super) async fn cut_file_off(&self, file: &File, len_bytes: u64) -> Result<()> {
         let cut = || {
             let (disk, file) = (Arc::clone(&self.disk), file.clone());

@@ -47,7 +47,7 @@ pub(super) fn past_cache(
         .sum();
     let mut copied = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES + copied_bytes);
     put_head(&mut copied, header, descriptor);
-    // Where in the copies large data goes in between.
+    // The places in the copies where large data goes in between.
     let mut cuts = Vec::new();
     for data in batch.data() {
         if is_large(data) {

@@ -73,7 +73,7 @@ struct Reserved {
     descriptors: usize,
 }
 
-/// How many volumes are made durable at a time, when too many files are not.
+/// Number of volumes made durable at a time, when too many files are unsynced.
 const SYNCED_TOGETHER: usize = 8;
 
 impl Reservation {
@@ -82,7 +82,7 @@ impl Reservation {
         Self(None)
     }
 
-    /// How many descriptors were set aside: the caller counts them from here on.
+    /// Returns the number of descriptors set aside: the caller counts them from here on.
     fn take(self) -> usize {
         self.0.map_or(0, |mut it| mem::take(&mut it.descriptors))
     }
@@ -114,7 +114,7 @@ impl OpenFiles {
         state.last_journal
     }
 
-    /// Names what makes a journal durable from now on.
+    /// Sets the object that makes a journal durable from now on.
     pub(super) fn register(&self, journal: JournalId, owner: Weak<dyn MakesDurable>) {
         self.state.lock().owners.insert(journal, owner);
     }
@@ -240,7 +240,7 @@ impl OpenFiles {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
-            // From here on it notices what is freed, also before it is polled.
+            // From here on it notices freed descriptors, also before it is polled.
             freed.as_mut().enable();
             let owners = {
                 let mut state = self.state.lock();
@@ -279,7 +279,7 @@ impl State {
     /// whether that was possible.
     fn make_room(&mut self, descriptors: usize, descriptors_max: usize) -> bool {
         while self.descriptors + self.reserved + descriptors > descriptors_max {
-            // A look at all of them, once for each file that is opened, which takes longer.
+            // Scans all of them, once for each opened file; opening it takes longer.
             let oldest = self
                 .open
                 .iter()

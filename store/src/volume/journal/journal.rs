@@ -32,10 +32,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Journal {
     pub(super) dir: JournalDir,
-    /// By which its open files are known.
+    /// Identifies its open files.
     pub(super) id: JournalId,
     pub(super) state: Mutex<State>,
-    /// Held by the one who syncs.
+    /// Held by the caller that syncs.
     pub(super) syncing: AsyncMutex<()>,
     /// True if files that are no longer needed are kept to be written again.
     recycles: AtomicBool,
@@ -59,19 +59,19 @@ pub(super) struct State {
     pub(super) next_number: u64,
     /// The place of the next batch; `None` if the last file is not added to.
     pub(super) tail: Option<Tail>,
-    /// Of the last batch that was begun.
+    /// The number of the last batch that was begun.
     pub(super) last_sequence: u64,
-    /// When it was, or when the journal was opened.
+    /// When that batch was begun, or the journal was opened.
     pub(super) begun_at: Instant,
     /// Batches up to this one are in the kernel.
     pub(super) written_sequence: u64,
     pub(super) synced_sequence: u64,
-    /// How often names in the directory have changed, and which of these changes are durable.
+    /// Number of changes of names in the directory, and which of them are durable.
     pub(super) names: u64,
     pub(super) names_synced: u64,
     /// Bytes that were copied to the page cache since the last sync began.
     pub(super) copied_bytes: u64,
-    /// Set once: why nothing is written or made durable any more.
+    /// Set once: the reason why nothing is written or made durable any more.
     pub(super) failed: Option<String>,
 }
 
@@ -87,9 +87,9 @@ pub(super) struct Tail {
 #[derive(Debug)]
 pub(super) struct JournalFile {
     pub(super) len_bytes: u64,
-    /// Up to where batches are in the kernel.
+    /// The end of the batches that are in the kernel.
     pub(super) written_bytes: u64,
-    /// Of the last batch that was begun in it since the start, or 0.
+    /// The number of the last batch begun in it since the start, or 0.
     pub(super) last_sequence: u64,
     pub(super) unsynced: bool,
 }
@@ -99,7 +99,7 @@ pub(super) struct JournalFile {
 pub(crate) struct BlockPlace {
     pub(crate) file: File,
     pub(crate) offset_bytes: u64,
-    /// Up to where the file was written.
+    /// The end of the written part of the file.
     written_bytes: u64,
 }
 
@@ -169,7 +169,7 @@ impl Journal {
         &self.dir
     }
 
-    /// Names what makes it durable when its files are to be closed for others.
+    /// Sets the object that makes it durable when its files are to be closed for others.
     pub(crate) fn register(&self, owner: Weak<dyn MakesDurable>) {
         self.open_files().register(self.id, owner);
     }
@@ -207,7 +207,7 @@ impl Journal {
         }
     }
 
-    /// Where a slot is that is counted from `first_file` on. Opens its file if that is not open.
+    /// The place of a slot that is counted from `first_file` on. Opens its file if necessary.
     ///
     /// # Errors
     ///
@@ -238,7 +238,7 @@ impl Journal {
         })
     }
 
-    /// Lets go of the files before one, whose content is in the volume's base, durably.
+    /// Releases the files before `first_file`, durably. Their content is in the volume's base.
     ///
     /// # Errors
     ///
@@ -274,17 +274,17 @@ impl Journal {
         self.dir.pool.subtract_live(bytes);
     }
 
-    /// Removes the spare files, and keeps none from now on. For when the volume is closed.
+    /// Removes the spare files, and keeps none from now on. Used when the volume is closed.
     pub(crate) async fn stop_recycling(self: &Arc<Self>) {
         self.recycles.store(false, Ordering::Release);
         let journal = Arc::clone(self);
         let remove = move || journal.dir.pool.remove_spares_of(journal.dir.volume);
-        // They go all the same when the journal is dropped, or when it is opened again.
+        // If this fails, they go when the journal is dropped, or when it is opened again.
         let _ = offload(remove).await;
     }
 }
 
-/// How full it is, and since when it is as it is.
+/// The fill of a journal, and the time of its last change.
 impl Journal {
     /// Bytes that its files take.
     pub(crate) fn len_bytes(&self) -> u64 {
@@ -296,7 +296,7 @@ impl Journal {
         self.len_bytes() >= self.dir.bytes_max / 2
     }
 
-    /// How full it is, in thousandths of its limit.
+    /// Its fill, in thousandths of its limit.
     pub(crate) fn fill_permille(&self) -> u64 {
         self.len_bytes().saturating_mul(1000) / self.dir.bytes_max.max(1)
     }
@@ -330,7 +330,7 @@ impl Drop for Journal {
     fn drop(&mut self) {
         self.forget(self.state.lock().files.values());
         self.open_files().remove_all(self.id);
-        // None but after a panic: they go when the volume is closed.
+        // Only after a panic: they go when the volume is closed.
         let pool = &self.dir.pool;
         if pool.spare_bytes(self.dir.volume, u64::MAX).is_some() {
             pool.remove_spares_of(self.dir.volume);
@@ -339,7 +339,7 @@ impl Drop for Journal {
 }
 
 impl State {
-    /// Fails once something has failed that leaves the state of the disk unknown.
+    /// Fails once an error has left the state of the disk unknown.
     pub(super) fn check(&self) -> Result<()> {
         match &self.failed {
             Some(reason) => Err(Error::Poisoned {
@@ -354,8 +354,8 @@ impl State {
     }
 }
 
-/// Free bytes with which so many bytes of a journal can be taken into the store, whatever is in
-/// them: what chunks leave free, and a little for what describes them.
+/// Free bytes that suffice to take this many bytes of a journal into the store, whatever their
+/// content: the bytes that chunks leave free, and a little for their metadata.
 pub(super) const fn room_for(journal_bytes: u64) -> u64 {
     FREE_BYTES_MIN + journal_bytes + journal_bytes / 16 + (4 << 20)
 }

@@ -34,7 +34,7 @@ pub(crate) struct OwnerFile {
 }
 
 impl OwnerFile {
-    /// Reads the record, and writes it if it is absent or not what the catalog says. The directory
+    /// Reads the record, and writes it if it is absent or differs from the catalog. The directory
     /// exists.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl OwnerFile {
         Ok(opened)
     }
 
-    /// Writes what the catalog says of the volume now, if the record on disk differs.
+    /// Writes the catalog's current state of the volume, if the record on disk differs.
     ///
     /// # Errors
     ///

@@ -76,7 +76,7 @@ pub(crate) struct PromisedCut {
     pub(crate) snapshot: String,
 }
 
-/// Takes in what a journal holds, from the first batch to the last.
+/// Receives the content of a journal, from the first batch to the last.
 pub(crate) trait Replay: Send + Sync {
     /// Begins an epoch: slots are counted from this file on. Called once before all batches, and at
     /// each cut.
@@ -86,15 +86,15 @@ pub(crate) trait Replay: Send + Sync {
     fn batch(&mut self, entries: &[Entry], slot: Slot);
 }
 
-/// Where the batches that count end, of the journal or of one file.
+/// The end of the batches that count, of the journal or of one file.
 struct End {
     number: u64,
     offset_bytes: u64,
-    /// Why the bytes there are no batch; `None` if they never were one.
+    /// The reason why the bytes there are no batch; `None` if they never were one.
     why: Option<FormatError>,
 }
 
-/// Why the batches of a file do not count.
+/// The reason why the batches of a file do not count.
 enum Refused {
     /// Its header is not whole, or the file is missing.
     Itself(FormatError),
@@ -126,7 +126,7 @@ struct Reader<'a> {
     report: JournalReport,
 }
 
-/// Reads a journal, makes it durable, and cuts off what does not count. Only `scan_permits`
+/// Reads a journal, makes it durable, and cuts off the bytes that do not count. Only `scan_permits`
 /// journals are read at a time.
 ///
 /// Must run to its end: a sync that fails stops the store, and must be seen.
@@ -216,7 +216,7 @@ fn file_len(dir: &JournalDir, file: &File) -> Result<u64> {
     len.map_err(|source| Error::io("read the length of", file.path(), source))
 }
 
-/// Removes what does not count: everything behind the last batch that does.
+/// Removes everything behind the last batch that counts.
 ///
 /// A file without a batch goes as a whole, header included, and the next file gets its number. If
 /// it stayed, two headers would name the batch before theirs; and once the files before are in the
@@ -269,7 +269,7 @@ impl<'a> Reader<'a> {
 
     /// Reads all batches that count, and returns where they end.
     async fn read_all(&mut self, files: &BTreeSet<u64>) -> Result<End> {
-        // Where the file before ended: the end of the journal, or only of that file.
+        // The end of the file before: the end of the journal, or only of that file.
         let mut left = End {
             number: self.first_number,
             offset_bytes: 0,

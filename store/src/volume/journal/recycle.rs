@@ -50,7 +50,7 @@ pub(super) struct SpareFile {
 }
 
 impl FilePool {
-    /// A pool without files, which may take so many descriptors.
+    /// A pool without files, which may use so many descriptors.
     pub(crate) fn new(disk: Arc<dyn Disk>, descriptors_max: usize) -> Self {
         Self {
             disk,

@@ -85,7 +85,7 @@ impl Journal {
         })
     }
 
-    /// Makes durable which files there are, if that has changed.
+    /// Makes the set of files durable, if it has changed.
     pub(super) async fn sync_names(&self) -> Result<()> {
         let names = {
             let state = self.state.lock();

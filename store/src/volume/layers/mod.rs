@@ -94,7 +94,7 @@ pub(super) struct Layers {
     pub(super) below: Stack,
 }
 
-/// Where blocks are.
+/// The places of blocks.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     Zeros,
@@ -142,7 +142,7 @@ impl Layers {
         self.current.map.is_empty() && self.below.ended.is_empty()
     }
 
-    /// Where `blocks` blocks from `start` on are, in order.
+    /// The places of `blocks` blocks from `start` on, in order.
     pub(super) fn extents(&self, start: u64, blocks: u32) -> Vec<BlockExtent> {
         let mut found = Vec::new();
         look(
@@ -178,7 +178,7 @@ impl Stack {
         }
     }
 
-    /// Where `blocks` blocks from `start` on are, in order.
+    /// The places of `blocks` blocks from `start` on, in order.
     pub(super) fn extents(&self, start: u64, blocks: u32) -> Vec<BlockExtent> {
         let mut found = Vec::new();
         look(None, &self.ended, start, blocks, &mut found);

@@ -48,7 +48,7 @@ enum Item {
     EndEpoch(oneshot::Sender<Ended>),
 }
 
-/// Where an epoch has ended.
+/// The place where an epoch has ended.
 #[derive(Debug, Copy, Clone)]
 pub(super) struct Ended {
     /// The journal file that the next epoch begins with.
