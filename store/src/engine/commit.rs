@@ -476,8 +476,8 @@ impl Commit {
         done
     }
 
-    /// Makes durable and indexes the records taken from the queue. If that fails, `states` has
-    /// those that the index does not have.
+    /// Makes durable and indexes the records taken from the queue. If that fails, `states` has the
+    /// states that the index lacks.
     async fn index_taken(
         &self,
         (chunks, nodes, notes): (Option<Appended>, Option<Appended>, Vec<Note>),

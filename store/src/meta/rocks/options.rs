@@ -92,7 +92,7 @@ pub(super) fn database() -> Options {
     // (pack states and catalog sequence are part of each batch), and recovery adds the rest from
     // packs and catalog log. The laxer modes would skip batches in between, and nobody would know.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    // A missing log file that was synced is noticed.
+    // A missing log file that was synced is noticed, and not taken for one that never existed.
     options.set_track_and_verify_wals_in_manifest(true);
 
     options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, log));
