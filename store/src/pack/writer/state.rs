@@ -501,7 +501,7 @@ impl State {
             .iter_mut()
             .filter(|pack| pack.durable_bytes < pack.end_bytes)
         {
-            // If it was full, the records that made it so are gone.
+            // If it was full, everything behind it is gone.
             pack.is_full = false;
             pack.end_bytes = pack.durable_bytes;
             pack.begun_bytes = pack.durable_bytes;
