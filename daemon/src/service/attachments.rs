@@ -1,8 +1,8 @@
 //! Volumes that are attached and in use.
 //!
-//! A volume is one user's: each time it is attached, or taken over by force, it gets another
-//! number. What is opened here is of one attachment, and refuses everything once there is another,
-//! or none.
+//! A volume has one user at a time: each time it is attached, or taken over by force, it gets
+//! another number. An [`AttachedVolume`] belongs to one attachment, and refuses every request once
+//! that attachment has ended.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,7 +13,7 @@ use varve_store::{Error as StoreError, Store, Volume, VolumeId, VolumeKey, Volum
 
 use super::error::{Error, Result};
 
-/// Volumes that are attached and were used since: they stay open until they are detached, so that
+/// Volumes that were used since they were attached. They stay open until they are detached, so that
 /// their journals are read once. Clones are handles to the same table.
 #[derive(Debug, Clone)]
 pub(super) struct Attachments {
@@ -21,21 +21,21 @@ pub(super) struct Attachments {
     used: Arc<SyncMutex<HashMap<VolumeId, Arc<Place>>>>,
 }
 
-/// Where the attachment of one volume is, if it was used. Held while the volume is opened, which
-/// takes as long as its journal is long: others do not wait for that.
+/// The slot for the attachment of one volume; `None` until it is used. Locked while the volume is
+/// opened, which takes longer the longer its journal is; other volumes do not wait for that.
 type Place = Mutex<Option<Arc<Attachment>>>;
 
 /// One attachment of a volume.
 #[derive(Debug)]
 struct Attachment {
     number: u64,
-    /// The volume, until the attachment ends: held by requests, waited for by the end.
+    /// The volume, until the attachment ends. Requests hold the lock; the end waits for them.
     volume: RwLock<Option<Volume>>,
 }
 
 impl Attachment {
-    /// Refuses all later requests, and waits for those under way, also of clients that have gone
-    /// away. Gives the volume if this was the end of it.
+    /// Refuses all later requests, and waits for those under way, even if their clients have gone
+    /// away. Returns the volume if this call ended the attachment.
     async fn end(&self) -> Option<Volume> {
         let volume = self.volume.write().await.take()?;
         volume.settle().await;
@@ -46,13 +46,13 @@ impl Attachment {
 /// A volume for as long as it stays attached. Clones are handles to the same attachment.
 #[derive(Debug, Clone)]
 pub(crate) struct AttachedVolume {
-    /// As it was when it was opened.
+    /// The record when the volume was opened.
     record: Arc<VolumeRecord>,
     attachment: Arc<Attachment>,
 }
 
 impl AttachedVolume {
-    /// Its record when it was opened.
+    /// The volume's record when it was opened.
     pub(crate) fn record(&self) -> &VolumeRecord {
         &self.record
     }
@@ -86,7 +86,7 @@ impl Attachments {
     ///
     /// # Errors
     ///
-    /// The volume is not attached, or its attachment has another number; and those of the store.
+    /// The volume is not attached, or its attachment has another number; and errors of the store.
     pub(super) async fn open(&self, key: &str) -> Result<AttachedVolume> {
         let (key, wanted) = split_attachment(key);
         let id = match key {
@@ -95,7 +95,7 @@ impl Attachments {
         };
         let place = self.place(id);
         let mut used = place.lock().await;
-        // Its record again, now that no attachment of it ends or begins.
+        // Read the record again: no attachment ends or begins while the place is locked.
         let record = self.store.volume(&VolumeKey::Id(id)).await?;
         if record.attached_at_ns.is_none() {
             let name = record.label().into_owned();
@@ -112,13 +112,13 @@ impl Attachments {
         let attachment = match known {
             Some(attachment) => Arc::clone(attachment),
             None => {
-                // First, so that the new one is not there before the end of the other if this is
-                // dropped half-way.
+                // End the old attachment first: if this future is dropped half-way, there is no
+                // new attachment beside one that has not ended.
                 if let Some(before) = &*used {
                     before.end().await;
                 }
                 let opened = self.store.open_volume(&VolumeKey::Id(id)).await;
-                // Many clients do not show what they are told.
+                // Many clients do not show the error that they receive.
                 let opened = opened.inspect_err(|error| {
                     let error = error.to_string();
                     warn!(
@@ -140,12 +140,12 @@ impl Attachments {
         })
     }
 
-    /// Ends attachments of a volume up to this number: it was detached, or attached again by force.
-    /// When this returns, nothing more is written through them, and what was written is durable.
+    /// Ends attachments of a volume up to this number, after it was detached, or attached again by
+    /// force. Afterwards nothing more is written through them, and all their writes are durable.
     ///
     /// # Errors
     ///
-    /// What was written could not be made durable.
+    /// The writes could not be made durable.
     pub(super) async fn end(&self, id: VolumeId, upto: u64) -> Result<(), StoreError> {
         let place = self.place(id);
         let mut used = place.lock().await;
@@ -166,7 +166,7 @@ impl Attachments {
 
     fn place(&self, id: VolumeId) -> Arc<Place> {
         let mut used = self.used.lock();
-        // Places that nobody holds and that hold nothing are forgotten.
+        // Remove places that are empty and that nobody holds.
         used.retain(|_, place| {
             Arc::strong_count(place) > 1 || !place.try_lock().is_ok_and(|used| used.is_none())
         });
@@ -178,7 +178,7 @@ impl Attachments {
 fn split_attachment(key: &str) -> (VolumeKey, Option<u64>) {
     let split = key.rsplit_once('@').and_then(|(id, number)| {
         let number = number.parse().ok()?;
-        // A name may have such an end as well.
+        // The name of a volume may end in `@7`, too.
         VolumeId::is_of_its_form(id).then_some((id, Some(number)))
     });
     let (key, number) = split.unwrap_or((key, None));

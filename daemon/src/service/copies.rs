@@ -18,11 +18,11 @@ use crate::{
 };
 
 impl Service {
-    /// Begins a copy, which goes on until it is completed, has failed or is cancelled.
+    /// Begins a copy, which runs until it completes, fails or is cancelled.
     pub(crate) async fn create_copy(&self, caller: &Caller, new: NewCopy) -> Result<CopyStatus> {
         let (remote, name) = (new.source.endpoint.clone(), new.name.clone());
         let on = [Resource::Remote(&remote), Resource::Snapshot(&name)];
-        // A copy without a name of its own has the snapshot's at the source.
+        // A copy without a name takes the name of the snapshot at the source.
         let on = if name.is_empty() { &on[..1] } else { &on[..] };
         let copies = self.0.parts.copies.clone();
         let change = async move {
@@ -43,7 +43,7 @@ impl Service {
         .await
     }
 
-    /// The copy of that id.
+    /// The copy with this id.
     pub(crate) async fn copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
         self.pass(caller, Action::GetCopy, &on, async {
@@ -52,7 +52,7 @@ impl Service {
         .await
     }
 
-    /// Copies, the newest first. They are not filtered.
+    /// Copies, the newest first, without filters.
     pub(crate) async fn list_copies(
         &self,
         caller: &Caller,
@@ -73,7 +73,7 @@ impl Service {
         .await
     }
 
-    /// Cancels a copy. What has arrived stays.
+    /// Cancels a copy. Chunks that have arrived stay.
     pub(crate) async fn cancel_copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
         let (copies, id) = (self.0.parts.copies.clone(), request::copy_id(id));
@@ -89,7 +89,7 @@ impl Service {
             change,
             |attempt, outcome: &(CopyStatus, bool)| {
                 let (copy, had_ended) = outcome;
-                // It may have come to another end in the meantime.
+                // The copy may have completed or failed in the meantime.
                 if *had_ended || copy.state != CopyState::Cancelled {
                     return attempt.served();
                 }
@@ -117,7 +117,7 @@ impl Service {
         .await
     }
 
-    /// What a copy would fetch.
+    /// Estimates how much a copy would fetch.
     pub(crate) async fn estimate_copy(
         &self,
         caller: &Caller,
@@ -133,7 +133,7 @@ impl Service {
     }
 }
 
-/// The place of a page's last copy.
+/// Parses the place of a page's last copy.
 fn begun_at(place: &str) -> Result<Begun> {
     let place = place.split_once(' ');
     place
@@ -142,7 +142,7 @@ fn begun_at(place: &str) -> Result<Begun> {
 }
 
 fn check_source(source: &CopySource) -> Result<()> {
-    // The source knows what the key names.
+    // Only the source knows whether the key exists.
     request::check_key("snapshot", "source.snapshot", &source.snapshot)?;
     if source.endpoint.is_empty() {
         let why = "it is empty: write unix:PATH, http://HOST:PORT, https://HOST:PORT or the name of a \

@@ -15,10 +15,10 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why an operation fails.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The store says no.
+    /// The store refuses.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A field of the request cannot be right. Mend it.
+    /// A field of the request is invalid.
     #[error("{field}: {problem}")]
     Field {
         /// As requests call it.
@@ -26,7 +26,7 @@ pub(crate) enum Error {
         /// With the value.
         problem: String,
     },
-    /// More at one time than is taken. Send it in several messages.
+    /// More than one message may carry. Send it in several messages.
     #[error("{field}: {found} {unit}, at most {most} are taken in one message")]
     TooMuch {
         /// As requests call it.
@@ -38,13 +38,13 @@ pub(crate) enum Error {
         /// How many may come.
         most: u64,
     },
-    /// As much is under way as is allowed.
+    /// The limit on work under way is reached.
     #[error(transparent)]
     Busy(#[from] Busy),
-    /// It did not go on, and others waited for its place.
+    /// The operation made no progress, and others waited for its place.
     #[error(transparent)]
     GaveWay(#[from] GaveWay),
-    /// A stream on which nothing came for so long that it was given up.
+    /// Nothing arrived on a stream for so long that it was given up.
     #[error("nothing was received for {seconds} seconds")]
     Silent {
         /// How long.
@@ -59,31 +59,31 @@ pub(crate) enum Error {
         /// Its name.
         name: String,
     },
-    /// The attachment that was asked for has ended, and there is another.
+    /// The requested attachment has ended, and there is another.
     #[error(
         "volume {name:?} was attached again since: this is attachment {current}, and not {wanted}"
     )]
     AttachedAgain {
         /// The volume's name.
         name: String,
-        /// The number of the attachment that there is.
+        /// The number of the current attachment.
         current: u64,
-        /// The one that was asked for.
+        /// The requested number.
         wanted: u64,
     },
     /// The attachment ended while it was in use.
     #[error("the volume was detached, or attached elsewhere")]
     Detached,
-    /// The work was done by a task, and it ended early.
+    /// The task that did the work ended early.
     #[error(transparent)]
     Task(#[from] TaskEnded),
-    /// What makes a stream ended without a word: a defect, or the daemon stops.
+    /// The task that makes a stream ended without an outcome: a defect, or the daemon stops.
     #[error("the answer was cut short, see the daemon's log")]
     CutShort,
-    /// Nobody takes the answer any more.
+    /// The caller no longer receives the answer.
     #[error("the client has gone")]
     CallerGone,
-    /// No more operations are carried out.
+    /// The daemon starts no more operations.
     #[error("the daemon is stopping")]
     Stopping,
 }
@@ -96,8 +96,8 @@ impl Error {
         }
     }
 
-    /// Whether the same request succeeds once less is under way: unlike a full disk, of which the
-    /// kind is the same.
+    /// Returns true if the same request succeeds once less is under way. A full disk has the same
+    /// kind, but does not pass.
     pub(crate) const fn passes(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::GaveWay(_))
     }

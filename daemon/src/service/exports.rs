@@ -1,4 +1,4 @@
-//! Snapshots and volumes as block devices: which there are, and how one is opened.
+//! Snapshots and volumes as block devices: lists the exports and opens them.
 
 use varve_store::{
     Error as StoreError, ListQuery, SnapshotId, SnapshotKey, SnapshotReader, SnapshotRecord,
@@ -9,8 +9,8 @@ use super::{Service, attachments::AttachedVolume, error::Result};
 use crate::auth::{Action, Caller, Resource};
 
 impl Service {
-    /// Completed snapshots whose names sort after a name: of the first `limit` records that have
-    /// any among them.
+    /// Completed snapshots whose names sort after a name: those in the first page of `limit`
+    /// records that has any.
     pub(crate) async fn exported_snapshots(
         &self,
         caller: &Caller,
@@ -118,7 +118,7 @@ impl Service {
                             names.push(record.label().into_owned());
                         }
                     }
-                    // Those before it are not known any more.
+                    // Only its deleted record named the ancestors before it.
                     Err(StoreError::NotFound { .. }) => break,
                     Err(error) => return Err(error.into()),
                 }
@@ -129,17 +129,17 @@ impl Service {
     }
 }
 
-/// Whose ancestors are asked for.
+/// The export whose ancestors are requested.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Descendant {
     /// A snapshot with this parent.
     Snapshot(Option<SnapshotId>),
-    /// A volume: its last snapshot comes first, or the one that it was made of.
+    /// A volume: its last snapshot comes first, or the snapshot that it was made from.
     Volume(VolumeId),
 }
 
-/// The exports among records whose names sort after one: of the first page that has any. Records
-/// that are none are passed over, however many there are.
+/// The exports among the records whose names sort after a name: those of the first page that has
+/// any. Pages without exports are skipped, however many there are.
 async fn first_page<R, F: Future<Output = Result<Vec<R>, StoreError>>>(
     after_name: Option<&str>,
     limit: usize,

@@ -19,7 +19,7 @@ use crate::{
     limits,
 };
 
-/// How a collection goes about its work. What is `None` is as in the settings of the daemon.
+/// Options of a collection. `None` takes the setting of the daemon.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct GcChoice {
     pub(crate) rewrite_dead_percent: Option<u32>,
@@ -27,14 +27,14 @@ pub(crate) struct GcChoice {
     pub(crate) bytes_per_second: Option<u64>,
 }
 
-/// What a collection tells while it runs, and at its end.
+/// The progress of a collection, and its report at the end.
 #[derive(Debug, Clone)]
 pub(crate) enum GcState {
     Running(GcProgress),
     Ended(GcReport),
 }
 
-/// What snapshots and volumes take, each in the order of the request.
+/// The space that snapshots and volumes take, each in the order of the request.
 #[derive(Debug, Clone)]
 pub(crate) struct Usages {
     pub(crate) snapshots: Vec<Usage>,
@@ -42,7 +42,7 @@ pub(crate) struct Usages {
 }
 
 impl Service {
-    /// Runs a collection. It goes on if the caller goes.
+    /// Runs a collection. It continues if the caller goes away.
     pub(crate) fn run_gc(&self, caller: &Caller, choice: GcChoice) -> Result<Items<GcState>> {
         let attempt = Attempt::begin(caller, Action::RunGc, &[]);
         let settings = match self.gc_settings(choice) {
@@ -78,8 +78,8 @@ impl Service {
         .await
     }
 
-    /// What a collection would do now. A plan is made at the rate of the daemon, whatever the
-    /// choice: the next collection waits for it.
+    /// Plans a collection without running it. The plan reads at the rate of the daemon and ignores
+    /// the rate of the choice: the next collection waits for it.
     pub(crate) async fn plan_gc(&self, caller: &Caller, choice: GcChoice) -> Result<GcPlan> {
         self.pass(caller, Action::PlanGc, &[], async {
             let settings = self.gc_settings(GcChoice {
@@ -91,7 +91,7 @@ impl Service {
         .await
     }
 
-    /// What the deletion of snapshots would give back.
+    /// Estimates the space that the deletion of snapshots would give back.
     pub(crate) async fn estimate_delete(
         &self,
         caller: &Caller,
@@ -111,7 +111,7 @@ impl Service {
         .await
     }
 
-    /// What snapshots and volumes take.
+    /// Counts the space that snapshots and volumes take.
     pub(crate) async fn usage(
         &self,
         caller: &Caller,
@@ -142,7 +142,7 @@ impl Service {
         .await
     }
 
-    /// The settings of the daemon, with what a caller has chosen in their place.
+    /// The settings of the daemon, replaced by the choices of a caller.
     fn gc_settings(&self, choice: GcChoice) -> Result<GcSettings> {
         let mut settings = self.0.parts.gc;
         if let Some(percent) = choice.rewrite_dead_percent {
@@ -166,7 +166,7 @@ fn at_most(field: &'static str, found: usize) -> Result<()> {
     request::at_most(field, "snapshots and volumes", found, most)
 }
 
-/// Runs a collection to its end, and tells its progress for as long as somebody listens.
+/// Runs a collection to its end, and reports its progress to the caller while it listens.
 async fn run(
     store: Store,
     settings: GcSettings,
@@ -181,7 +181,7 @@ async fn run(
             biased;
             report = &mut running => {
                 let report = report?;
-                // A caller that has gone finds it in the status.
+                // A caller that has gone away finds the report in the status.
                 let _ = outlet.send(GcState::Ended(report.clone())).await;
                 return Ok(report);
             }

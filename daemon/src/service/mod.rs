@@ -1,4 +1,4 @@
-//! What the daemon does for its callers, whatever protocol they speak.
+//! The operations of the daemon, independent of the protocol of their callers.
 //!
 //! ```text
 //! grpc ────┐
@@ -24,9 +24,9 @@
 //!
 //! Invariants: an operation has a [`Caller`], and passes the one door ([`Service::pass`],
 //! [`Service::change`], [`Service::pass_stream`]) before it looks anything up. It takes and returns
-//! types of the store and its own, and knows no protocol. Limits of a request are checked here or
-//! in the store, once. Names and ids come as the caller wrote them, for the log of the door, and go
-//! on to the store as typed keys.
+//! types of the store and of the service, and knows no protocol. Limits of a request are checked
+//! here or in the store, once. Names and ids arrive as the caller wrote them, so that the door logs
+//! them as such, and go on to the store as typed keys.
 
 mod attachments;
 mod content;
@@ -78,11 +78,11 @@ use crate::{
     tasks::Tasks,
 };
 
-/// What an operation works with.
+/// The parts of the daemon that operations use.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) store: Store,
-    /// Where operations run that go on without their callers.
+    /// Runs operations that continue without their callers.
     pub(crate) tasks: Tasks,
     pub(crate) copies: Copies,
     /// Ends answers that have no end of their own.
@@ -91,7 +91,7 @@ pub(crate) struct Parts {
     pub(crate) uploads: Arc<Uploads<Ingest>>,
     /// How garbage is collected unless a caller says otherwise.
     pub(crate) gc: GcSettings,
-    /// What there is to know about the daemon.
+    /// Facts about the daemon itself.
     pub(crate) facts: Facts,
 }
 
@@ -139,7 +139,7 @@ impl Service {
         &self.0.parts.tasks
     }
 
-    /// The way to an operation that changes nothing, or nothing by itself.
+    /// Passes an operation that changes nothing, or nothing by itself.
     async fn pass<T>(
         &self,
         caller: &Caller,
@@ -150,8 +150,8 @@ impl Service {
         auth::pass(caller, action, on, work).await
     }
 
-    /// The way to a change. A task makes it and logs it by `tell`: a change that has begun is
-    /// brought to its end, even if the caller goes.
+    /// Passes a change. A task makes it and logs it with `tell`: a change that has begun is
+    /// completed, even if the caller goes away.
     async fn change<T: Send + 'static>(
         &self,
         (caller, action): (&Caller, Action),
@@ -164,8 +164,8 @@ impl Service {
         self.tasks().spawn(action.name(), work).await?
     }
 
-    /// The way to an operation whose answer is a stream: `open` opens it and takes its place,
-    /// `work` makes the items, and `tell` logs it when that has succeeded.
+    /// Passes an operation whose answer is a stream: `open` opens it and takes its place, `work`
+    /// makes the items, and `tell` logs the success of the work.
     async fn pass_stream<T, O, R, W>(
         &self,
         (caller, action): (&Caller, Action),

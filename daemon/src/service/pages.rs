@@ -1,4 +1,4 @@
-//! Listings in pages, the same for all that is listed.
+//! Pages of listings, for all kinds of records.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +11,16 @@ use super::{
 };
 use crate::{copies, limits};
 
-/// What a caller wants to see of a listing.
+/// A request for one page of a listing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ListRequest {
-    /// Only names that start so.
+    /// Lists only names that start with this.
     pub(crate) name_prefix: String,
-    /// Only what has all of these tags with these values.
+    /// Lists only records that have all of these tags with these values.
     pub(crate) tags: BTreeMap<String, String>,
     /// How many records a page may have; 0: [`limits::PAGE_DEFAULT`].
     pub(crate) page_size: u32,
-    /// Of the page before; empty for the first.
+    /// The token from the page before; empty for the first page.
     pub(crate) page_token: String,
 }
 
@@ -33,7 +33,7 @@ impl ListRequest {
         }
     }
 
-    /// What the store is asked for, and the listing's tokens.
+    /// The query for the store, and the listing's tokens.
     pub(super) fn query(&self, listing: &'static str) -> Result<(ListQuery, Tokens)> {
         let filters = Filters {
             listing,
@@ -45,17 +45,17 @@ impl ListRequest {
             name_prefix: self.name_prefix.clone(),
             tags: self.tags.clone(),
             after_name: tokens.decode(&self.page_token)?,
-            // One more tells whether there is another page: to look for it again might mean to look
-            // at all records.
+            // One record more shows whether there is another page. A second query for that might
+            // read all records.
             limit: self.limit() + 1,
         };
         Ok((query, tokens))
     }
 }
 
-/// What a listing is made of.
+/// A record of a listing.
 pub(crate) trait Listed {
-    /// Where the record is in the listing: its token leads behind it.
+    /// The place of the record in the listing. A token with it continues after the record.
     fn place(&self) -> String;
 }
 
@@ -98,7 +98,7 @@ impl<R> Page<R> {
         }
     }
 
-    /// Changes each record, which stays where it is in the listing.
+    /// Changes each record, but not its place in the listing.
     pub(super) fn map<S>(self, change: impl Fn(R) -> S) -> Page<S> {
         Page {
             records: self.records.into_iter().map(change).collect(),
@@ -110,7 +110,7 @@ impl<R> Page<R> {
 
 impl<R: Listed> Page<R> {
     /// The page as a face sends it, and the token of the next page, empty on the last. A page ends
-    /// early when its messages take more than [`limits::PAGE_BYTES`], as `encoded_bytes` tells.
+    /// early when its messages take more than [`limits::PAGE_BYTES`], measured by `encoded_bytes`.
     pub(crate) fn encode<M>(
         self,
         encode: impl Fn(R) -> M,
@@ -131,7 +131,7 @@ impl<R: Listed> Page<R> {
             messages.push(message);
             last = Some(place);
         }
-        // A full page may be the last: then its token is empty, as requests are promised.
+        // A full page may be the last: the protocol promises an empty token then.
         let next_page_token = match last {
             Some(last) if has_more => self.tokens.encode(&last),
             _ => String::new(),
