@@ -1,6 +1,7 @@
-//! An ancestor of the wanted snapshot that is here: leaves that both have are taken over unread.
+//! The base of a copy: an ancestor of the wanted snapshot in this store. Leaves that both have are
+//! taken over unread.
 //!
-//! It only saves work. If anything is wrong with it, the copy is begun again without.
+//! A base only saves work. If anything is wrong with it, the copy begins again without it.
 
 use std::sync::Arc;
 
@@ -33,12 +34,12 @@ impl Base {
         self.reader.root()
     }
 
-    /// Keeps its content in the store.
+    /// Keeps the content of the base in the store.
     pub(super) fn pin(&self) -> &RootPin {
         self.reader.pin()
     }
 
-    /// Blocks of data in some of its leaves.
+    /// Number of data blocks in these leaves of the base.
     pub(super) async fn blocks_of(&self, leaves: &[NodeId]) -> Result<u64, CopyError> {
         let mut blocks = 0;
         for id in leaves {
@@ -56,7 +57,7 @@ fn absent(id: NodeId) -> Error {
     }
 }
 
-/// What an error of a walk through the base means to a copy.
+/// Converts an error of a walk through the base.
 pub(super) fn walked(error: WalkError<Error>) -> CopyError {
     CopyError::Base(match error {
         WalkError::Source(error) => error,

@@ -1,4 +1,4 @@
-//! Which missing chunks are on their way, so that none is fetched twice.
+//! Claims on missing chunks, so that no two copies fetch the same chunk.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -13,7 +13,7 @@ pub(super) struct Claims {
     released: Notify,
 }
 
-/// Some of them, for as long as this is there.
+/// Claimed chunks, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     all: Arc<Claims>,
@@ -21,10 +21,10 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Takes those of `ids` that nobody has. The others are returned.
+    /// Claims those of `ids` that nobody has claimed. Returns the others, too.
     ///
-    /// The claimer of a chunk asks the store for it afterwards: a chunk that was fetched just now
-    /// is known by then.
+    /// The claimer of a chunk looks for it in the store afterwards: a chunk that was fetched just
+    /// now is known by then.
     pub(super) fn claim(
         self: &Arc<Self>,
         ids: impl IntoIterator<Item = ChunkId>,
@@ -35,11 +35,11 @@ impl Claims {
         (Claim { all, ids }, foreign)
     }
 
-    /// Waits until none of these is on its way.
+    /// Waits until none of these chunks is claimed.
     pub(super) async fn released(&self, ids: &[ChunkId]) {
         loop {
             let mut released = std::pin::pin!(self.released.notified());
-            // From here on no release is missed.
+            // From here on this sees every release.
             released.as_mut().enable();
             let none_left = {
                 let taken = self.taken.lock();

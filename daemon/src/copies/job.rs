@@ -22,13 +22,13 @@ const RATE_SECONDS: u64 = 5;
 /// Characters of an error that a record keeps.
 const ERROR_CHARS_MAX: usize = 4096;
 
-/// What a copy is doing, or how it ended.
+/// The state of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Until it is its turn.
+    /// Waits for its turn.
     Queued,
     Running,
-    /// Until it is tried again.
+    /// Waits for the next try.
     Waiting,
     Completed,
     Failed,
@@ -41,10 +41,10 @@ impl State {
     }
 }
 
-/// When a copy was begun, and its id: the order of copies.
+/// The time at which a copy was begun, and its id. Copies are listed in this order.
 pub(crate) type Begun = (u64, CopyId);
 
-/// All that is known of a copy at one moment.
+/// A copy at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Status {
     pub(crate) record: CopyRecord,
@@ -53,7 +53,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Where it is in the order of copies.
+    /// The place of the copy in the order of copies.
     pub(crate) fn begun(&self) -> Begun {
         (self.record.created_at_ns, self.record.id)
     }
@@ -76,7 +76,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 struct Known {
     record: CopyRecord,
-    /// What the copy does, as long as it has not ended.
+    /// The state of the copy, unless it has ended.
     phase: State,
     /// Bytes that had arrived when the last record was written.
     recorded_bytes: u64,
@@ -101,7 +101,7 @@ impl Known {
     }
 }
 
-/// Bytes of the last seconds.
+/// Bytes received in the last seconds.
 #[derive(Debug, Default)]
 struct Rate {
     since: Option<Instant>,
@@ -147,7 +147,7 @@ impl Rate {
 }
 
 impl Job {
-    /// A copy that goes on from its record, or that has ended.
+    /// A copy that continues from its record, or that has ended.
     pub(super) fn new(record: CopyRecord) -> Self {
         let settled = CancellationToken::new();
         if record.outcome != CopyOutcome::UnderWay {
@@ -174,7 +174,7 @@ impl Job {
         }
     }
 
-    /// In whose name the copy holds what copies share.
+    /// The identity under which the copy holds shared places.
     pub(super) fn holder(&self) -> Holder {
         let number = blake3::hash(self.id.as_bytes());
         let number = number.as_bytes().first_chunk().copied().unwrap_or_default();
@@ -188,7 +188,7 @@ impl Job {
         (self.known.lock().record.created_at_ns, self.id)
     }
 
-    /// Its record as it is now, written or not.
+    /// The current record, written or not.
     pub(super) fn record(&self) -> CopyRecord {
         self.known.lock().record.clone()
     }
@@ -202,7 +202,7 @@ impl Job {
         let state = known.state();
         let rate = known.rate.bytes_per_second();
         let mut record = known.record.clone();
-        // An ancestor that is here may have more, until it is known which part of it is not wanted.
+        // A base may have more data, until its leaves that are not wanted are taken off.
         record.done_data_bytes = record.done_data_bytes.min(record.data_bytes);
         Status {
             record,
@@ -216,7 +216,7 @@ impl Job {
         self.known.lock().record.bytes_per_second = bytes_per_second;
     }
 
-    /// An attempt has found the snapshot at the source, and begins.
+    /// Begins an attempt that has found the snapshot at the source.
     pub(super) fn found(&self, name: &str, root: &Root, data_bytes: u64) {
         let record = &mut self.known.lock().record;
         record.name = name.to_owned();
@@ -240,29 +240,29 @@ impl Job {
         self.known.lock().record.received_bytes
     }
 
-    /// What arrived is being made durable.
+    /// A flush makes all received bytes durable.
     pub(super) fn flushed(&self) {
         self.known.lock().unflushed_bytes = 0;
     }
 
-    /// Counts data of the snapshot that is here.
+    /// Counts data of the snapshot as present here.
     pub(super) fn done(&self, data_bytes: u64) {
         self.known.lock().record.done_data_bytes += data_bytes;
     }
 
-    /// Takes data off again that was counted and is not part of the snapshot.
+    /// Takes off data that was counted but is not part of the snapshot.
     pub(super) fn undone(&self, data_bytes: u64) {
         let record = &mut self.known.lock().record;
         record.done_data_bytes = record.done_data_bytes.saturating_sub(data_bytes);
     }
 
-    /// All data of the snapshot were here before.
+    /// Counts all data of the snapshot as present: nothing was missing.
     pub(super) fn all_here(&self) {
         let record = &mut self.known.lock().record;
         record.done_data_bytes = record.data_bytes;
     }
 
-    /// What an error of the store means when it is about what the source has sent.
+    /// Converts an error of the store: invalid content is the fault of the source.
     pub(super) fn blame(&self, error: Error) -> CopyError {
         match error {
             Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => CopyError::Mismatch(
@@ -292,7 +292,7 @@ impl Job {
         is_new
     }
 
-    /// Whether so much has arrived since the last record that another one is worth writing.
+    /// Returns true if enough has arrived since the last record to write another one.
     pub(super) fn is_worth_a_record(&self) -> bool {
         let known = self.known.lock();
         let since = known.record.received_bytes - known.recorded_bytes;
@@ -328,8 +328,8 @@ impl Job {
         self.known.lock().end(CopyOutcome::Cancelled);
     }
 
-    /// An error as a record keeps it: another daemon may have said something of any length. An
-    /// error about damage does not say whose damage it is, so the source is named.
+    /// The text of an error for the record, cut off because another daemon may send a text of any
+    /// length. An error about damage does not name the damaged store, so the source is named here.
     fn shortened(&self, error: &CopyError) -> String {
         let is_damage = matches!(error, CopyError::Source(it) if it.kind() == ErrorKind::Damaged);
         let text = match is_damage {
@@ -409,7 +409,7 @@ mod tests {
         );
     }
 
-    /// Whatever is written down of a copy can be read again, or the daemon could not start.
+    /// Every record of a copy must be readable, or the daemon could not start.
     #[test]
     fn records_can_be_read_in_every_state() {
         type End = fn(&Job, &CopyError);

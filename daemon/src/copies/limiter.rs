@@ -1,4 +1,4 @@
-//! How fast a copy may be.
+//! The rate limit of a copy.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Lets so many bytes pass in a second, from one moment to the next at whatever rate is set then.
+/// Limits bytes per second. A new rate takes effect at once.
 #[derive(Debug)]
 pub(super) struct Limiter {
     /// 0: no limit.
     bytes_per_second: watch::Sender<u64>,
-    /// One after the other.
+    /// Callers pass one after the other.
     turn: Mutex<()>,
 }
 
@@ -28,7 +28,7 @@ impl Limiter {
         self.bytes_per_second.send_replace(bytes_per_second);
     }
 
-    /// Waits for as long as so many bytes take, before they are asked for.
+    /// Waits for the time that `bytes` take at the rate, before they are requested.
     pub(super) async fn pass(&self, bytes: u64) {
         let mut limit = self.bytes_per_second.subscribe();
         let _turn = self.turn.lock().await;
@@ -45,7 +45,7 @@ impl Limiter {
             #[expect(clippy::cast_precision_loss, reason = "as above")]
             let rate = rate as f64;
             let since = Instant::now();
-            // A very low limit may be raised before that is over.
+            // The wait at a very low rate may exceed a `Duration`; the rate may rise meanwhile.
             let wait = Duration::try_from_secs_f64(left / rate).unwrap_or(Duration::MAX);
             tokio::select! {
                 () = sleep(wait) => return,
@@ -91,7 +91,7 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
             limiter.set(0);
         };
-        // Of 5010 bytes 10 pass in ten seconds, 1000 in the next, the rest at once.
+        // Of 5010 bytes, 10 pass in ten seconds, 1000 in the next second, the rest at once.
         tokio::join!(limiter.pass(5010), change);
         assert!((since.elapsed().as_secs_f64() - 11.0).abs() < 0.01);
     }

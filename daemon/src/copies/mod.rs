@@ -10,9 +10,9 @@
 //!                                           └─> claims: each missing chunk crosses once
 //! ```
 //!
-//! What must hold: nothing that arrives is believed; it is taken in by the store's `Ingest`, like
-//! an upload. What has been taken in stays, whatever becomes of the copy. A copy is complete when
-//! the root that this store has built is the source's.
+//! Invariants: nothing that arrives is trusted. The store's `Ingest` takes it in, like an upload,
+//! and keeps it even if the copy fails. A copy is complete when the root that this store has built
+//! is the source's.
 
 mod base;
 mod claims;

@@ -1,4 +1,4 @@
-//! How often, and for how long, a copy that does not go on is tried.
+//! Retries of a copy: when the next one comes, and when there are no more.
 
 use std::time::Duration;
 
@@ -7,24 +7,24 @@ use tokio::time::Instant;
 use super::source::Remedy;
 use crate::limits::{COPY_FRUITLESS_MAX, COPY_MISMATCHES_MAX, COPY_PAUSES};
 
-/// What to do with a copy after an attempt that failed.
+/// The next step of a copy after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Another try, after that.
+    /// Try again after this pause.
     After(Duration),
-    /// It has failed: nothing helps.
+    /// The copy has failed: another try cannot help.
     Fail,
-    /// It has failed: waiting has not helped for too long.
+    /// The copy has failed: waiting has not helped for too long.
     GiveUp,
 }
 
-/// How much longer a copy is tried.
+/// The retries of one copy.
 #[derive(Debug)]
 pub(super) struct Patience {
     pause: Duration,
-    /// When the first of the tries ended that have brought nothing since.
+    /// End of the last try that brought something, or else of the first try.
     fruitless_since: Option<Instant>,
-    /// Tries of these that ended with something that did not match.
+    /// Number of tries from that one on that ended with a mismatch.
     mismatches: u32,
 }
 
@@ -37,7 +37,7 @@ impl Patience {
         }
     }
 
-    /// A try has failed. `fruitful` if something has arrived that could be used.
+    /// Decides after a failed try. `fruitful`: usable data has arrived.
     pub(super) fn after(&mut self, remedy: Remedy, fruitful: bool) -> Next {
         if fruitful {
             *self = Self::new();

@@ -1,4 +1,4 @@
-//! The snapshot that is copied, as it is at its source, which keeps its content meanwhile.
+//! The snapshot at the source of a copy. The source keeps its content meanwhile.
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ pub(super) struct RemoteSnapshot {
     pub(super) connections: Connections,
     pub(super) snapshot: varve_client::Snapshot,
     pub(super) root: Root,
-    /// Keeps its content at the source. `None` if the source is older than holds. Locked by the
-    /// work that needs the content.
+    /// Keeps the content at the source. `None` if the source is older than holds. The work that
+    /// needs the content locks it.
     hold: AsyncMutex<Option<SnapshotHold>>,
 }
 
@@ -53,7 +53,7 @@ impl RemoteSnapshot {
                 });
             }
         };
-        // By its id: another snapshot never has it.
+        // Hold by id: no other snapshot ever has the same.
         let hold = connections
             .heard(client.hold_snapshot(&snapshot.id))
             .await?;
@@ -93,7 +93,7 @@ impl RemoteSnapshot {
             },
             error = self.keep() => error,
         };
-        // A node that is not found says little about why.
+        // The reason for a missing node may be that the snapshot was deleted.
         match &error {
             CopyError::Source(missing) if missing.kind() == ErrorKind::NotFound => {
                 let client = self.connections.client();
@@ -109,8 +109,8 @@ impl RemoteSnapshot {
         }
     }
 
-    /// Holds the snapshot again whenever the hold is lost, until that fails. Nothing has gone if
-    /// the snapshot still exists then.
+    /// Holds the snapshot again whenever the hold is lost, until that fails. As long as the
+    /// snapshot exists, its content is complete.
     async fn keep(&self) -> CopyError {
         let mut hold = self.hold.lock().await;
         loop {
@@ -125,7 +125,7 @@ impl RemoteSnapshot {
                 Ok(again) => again,
                 Err(error) => return error,
             };
-            // A source that ends each hold at once is not asked without a pause.
+            // Pause, in case the source ends each hold at once.
             sleep(COPY_PAUSES.0).await;
         }
     }
@@ -137,7 +137,7 @@ impl RemoteSnapshot {
         }
     }
 
-    /// The leaves of the snapshot, in parts.
+    /// The leaves of the snapshot, in batches.
     pub(super) fn batches<'a>(
         &self,
         nodes: &'a Nodes<'a>,
@@ -165,7 +165,7 @@ impl RemoteSnapshot {
     }
 }
 
-/// What an error of a walk means to a copy.
+/// Converts an error of a walk through the source's tree.
 fn walked(error: WalkError<CopyError>) -> CopyError {
     match error {
         WalkError::Source(error) => error,

@@ -1,5 +1,4 @@
-//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have
-//! here.
+//! The sources of copies: other daemons, by their endpoints or by their names here.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,11 +18,11 @@ pub(crate) struct Source {
     pub(crate) endpoint: String,
     /// Name or id of the snapshot there.
     pub(crate) snapshot: String,
-    /// Whether it may be asked over plain HTTP, wherever it is.
+    /// Allows plain HTTP to an address that is not loopback.
     pub(crate) allow_plaintext: bool,
 }
 
-/// Where a daemon is, and the TLS that it is asked with.
+/// The endpoint of a daemon, and the TLS settings for it.
 #[derive(Debug)]
 pub(super) struct Address {
     pub(super) endpoint: Endpoint,
@@ -46,7 +45,7 @@ impl Remotes {
         }
     }
 
-    /// Where a source is. Files of TLS are read now: they may have been renewed.
+    /// The address of a source. Reads the TLS files anew, because they may have been renewed.
     pub(super) async fn address(&self, source: &Source) -> Result<Address, CopyError> {
         if !is_name(&source.endpoint) {
             let endpoint = checked(&source.endpoint, source.allow_plaintext)?;
@@ -73,7 +72,7 @@ impl Remotes {
         })
     }
 
-    /// The TLS files of a remote; where it has none, those of the configuration.
+    /// The TLS files of a remote; those that it lacks come from the configuration.
     fn files(&self, remote: &RemoteRecord) -> CopiesConfig {
         let file = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
         CopiesConfig {
@@ -84,10 +83,10 @@ impl Remotes {
         }
     }
 
-    /// Gives a daemon a name, if it could be reached by the record.
+    /// Adds a remote, after checking that its record can be used for a connection.
     pub(super) async fn add(&self, remote: RemoteRecord) -> Result<(), CopyError> {
         let invalid = |why: &str| Err(CopyError::Store(Error::Invalid(why.to_owned())));
-        // Endpoints are told from names by it.
+        // A colon distinguishes an endpoint from a name.
         if !is_name(&remote.name) {
             return invalid("the name of a remote has no colon");
         }
@@ -106,7 +105,7 @@ impl Remotes {
     }
 }
 
-/// An endpoint, and what the files say, if it is to be asked with TLS.
+/// The address of an endpoint, with the content of the files if it uses TLS.
 async fn address(endpoint: Endpoint, files: CopiesConfig) -> Result<Address, CopyError> {
     let tls = if endpoint.has_tls() {
         let read = tokio::task::spawn_blocking(move || tls::client(&files));
@@ -117,12 +116,12 @@ async fn address(endpoint: Endpoint, files: CopiesConfig) -> Result<Address, Cop
     Ok(Address { endpoint, tls })
 }
 
-/// Whether a text is a remote's name, and no endpoint.
+/// Returns true for the name of a remote, and false for an endpoint.
 fn is_name(text: &str) -> bool {
     !text.contains(':')
 }
 
-/// Why a relative path is refused.
+/// The error text for a relative path.
 fn relative(path: &str) -> String {
     format!(
         "{path:?} is a relative path, and the daemon has a directory of its own: write an absolute \
@@ -130,7 +129,7 @@ fn relative(path: &str) -> String {
     )
 }
 
-/// An endpoint that may be asked: not in the clear over a network, unless that is allowed.
+/// Parses an endpoint. Refuses plain HTTP over a network unless it is allowed.
 fn checked(text: &str, allow_plaintext: bool) -> Result<Endpoint, CopyError> {
     let invalid = |why: String| CopyError::Store(Error::Invalid(format!("endpoint: {why}")));
     let endpoint: Endpoint = text

@@ -1,4 +1,4 @@
-//! The other daemon, and what can go wrong with a copy.
+//! Connections to the source of a copy, and the errors of copies.
 
 use std::sync::{
     Arc,
@@ -21,18 +21,18 @@ use crate::{
 /// Why a copy stops.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyError {
-    /// The other daemon says no, cannot be reached, or sends what it should not.
+    /// The other daemon refuses, cannot be reached, or sends an invalid answer.
     #[error(transparent)]
     Source(#[from] varve_client::Error),
-    /// This store says no.
+    /// An error of this store.
     #[error(transparent)]
     Store(#[from] Error),
-    /// The snapshot is not there yet.
+    /// The snapshot is not completed at the source.
     #[error("snapshot {name} is {state} at {endpoint}")]
     NotCompleted {
         /// As the source calls it.
         name: String,
-        /// In a word.
+        /// The state of the snapshot.
         state: &'static str,
         /// The source.
         endpoint: String,
@@ -45,10 +45,10 @@ pub(crate) enum CopyError {
         /// The source.
         endpoint: String,
     },
-    /// The other daemon holds the connection and says nothing.
+    /// The other daemon keeps the connection open and sends nothing.
     #[error("the source has said nothing for {} seconds", limits::COPY_SILENCE.as_secs())]
     Silent,
-    /// No other daemon has this name.
+    /// No remote has this name.
     #[error(
         "there is no remote {0:?}: write unix:PATH, http://HOST:PORT or https://HOST:PORT, or create it first"
     )]
@@ -56,36 +56,36 @@ pub(crate) enum CopyError {
     /// A file of TLS cannot be read.
     #[error(transparent)]
     Tls(#[from] tls::FileError),
-    /// A snapshot before the wanted one cannot be gone by.
+    /// The base of the copy cannot be used.
     #[error("a snapshot before: {0}")]
     Base(#[source] Error),
-    /// As much is under way as is allowed.
+    /// The limit on work under way is reached.
     #[error(transparent)]
     Busy(#[from] Busy),
-    /// The source did not go on, and others waited.
+    /// The source made no progress, and other copies waited for its place.
     #[error("the source does not go on: {0}")]
     GaveWay(#[from] GaveWay),
-    /// What arrived is not what its id says, or cannot be: changed on its way, or by the source.
+    /// Data does not match its id, or is invalid: it was changed on its way, or by the source.
     #[error("{0}")]
     Mismatch(String),
-    /// It cannot be copied.
+    /// The snapshot cannot be copied.
     #[error("{0}")]
     Refused(String),
 }
 
-/// What helps a copy that has stopped.
+/// The remedy for a copy that has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
     /// Waiting, for as long as it takes.
     Time,
     /// Another attempt: a link that has flipped a bit does not flip it again.
     AnotherTry,
-    /// Nothing.
+    /// None: the copy has failed.
     None,
 }
 
 impl Classified for CopyError {
-    /// The kind that a caller is told who waits for the source, and that a copy's record keeps.
+    /// The kind for a caller that waits for the source, and for the record of a copy.
     fn kind(&self) -> Kind {
         match self {
             Self::Source(error) => match error.kind() {
@@ -105,7 +105,7 @@ impl Classified for CopyError {
 }
 
 impl CopyError {
-    /// What helps.
+    /// The remedy for this error.
     pub(super) fn remedy(&self) -> Remedy {
         match self {
             Self::Source(error) => match error.kind() {
@@ -116,7 +116,7 @@ impl CopyError {
                 ErrorKind::Damaged | ErrorKind::Internal => Remedy::AnotherTry,
                 _ => Remedy::None,
             },
-            // A store that takes no writes takes them again after a restart, and copies go on then.
+            // A poisoned store takes writes again after a restart, and copies continue then.
             Self::Store(
                 Error::Limit(_) | Error::Shortage { .. } | Error::Poisoned { .. } | Error::Closing,
             ) => Remedy::Time,
@@ -136,8 +136,8 @@ impl CopyError {
     }
 }
 
-/// The answer of the other daemon, if it comes in time: a daemon that only holds the connection
-/// must not hold the copy.
+/// Waits for an answer of the other daemon, with a limit: a daemon that only keeps the connection
+/// open must not hold up the copy.
 async fn heard<T>(
     answer: impl Future<Output = Result<T, varve_client::Error>>,
 ) -> Result<T, CopyError> {
@@ -167,7 +167,7 @@ impl Connections {
         })
     }
 
-    /// What the other daemon answers, if it does in time. That it answers is a sign of life.
+    /// Waits for an answer of the other daemon, with a limit. The answer is a sign of life.
     pub(super) async fn heard<T>(
         &self,
         answer: impl Future<Output = Result<T, varve_client::Error>>,
@@ -177,7 +177,7 @@ impl Connections {
         answer
     }
 
-    /// One client after the other.
+    /// The next client, in turn.
     pub(super) fn client(&self) -> &Client {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
         &self.clients[next]

@@ -1,4 +1,4 @@
-//! The copies of a daemon: begun, tried again, cancelled, shown.
+//! The copies of a daemon: begins, retries, cancels and shows them.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{config::CopiesConfig, limits, resources::shares::Shares, tasks::Tasks};
 
-/// What to copy, and how.
+/// A copy to begin.
 #[derive(Debug, Clone)]
 pub(crate) struct NewCopy {
     pub(crate) source: Source,
     /// Name of the snapshot here; empty: as at the source.
     pub(crate) name: String,
-    /// Tags beside those at the source.
+    /// Tags in addition to those at the source.
     pub(crate) tags: BTreeMap<String, String>,
     /// Limit of the rate; 0: none.
     pub(crate) bytes_per_second: u64,
@@ -40,15 +40,15 @@ struct Inner {
     stop: CancellationToken,
     /// In the order in which they were begun.
     jobs: Mutex<Vec<Arc<Job>>>,
-    /// Held while a copy is begun or a remote is removed: a copy that is promised has its remote.
+    /// Held while a copy is begun or a remote is removed, so that the remote of a copy exists.
     changing: AsyncMutex<()>,
-    /// Turns of the copies that run.
+    /// Turns of running copies.
     turns: Shares,
 }
 
 impl Copies {
-    /// No copies yet: see [`resume`](Self::resume). Copies that are under way when `stop` comes go
-    /// on at the next start.
+    /// A table without copies: see [`resume`](Self::resume). Copies that are under way at `stop`
+    /// continue at the next start.
     pub(crate) fn new(
         store: Store,
         tls: CopiesConfig,
@@ -65,7 +65,7 @@ impl Copies {
         }))
     }
 
-    /// Goes on with the copies that have records.
+    /// Loads the copies that have records, and continues those under way.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Copies {
             forgotten.map(|job| job.id).collect()
         };
         self.0.engine.store.forget_copies(forgotten).await?;
-        // It is promised from here on.
+        // From this record on the copy survives a restart.
         self.0.engine.store.put_copy(job.record()).await?;
         self.0.jobs.lock().push(Arc::clone(&job));
         self.start(Arc::clone(&job));
@@ -125,7 +125,7 @@ impl Copies {
         drop(self.0.tasks.spawn("copy", async move {
             let stop = inner.stop.clone();
             let driven = Box::pin(inner.drive(&job));
-            // It goes on at the next start.
+            // A stopped copy continues at the next start.
             let _ = stop.run_until_cancelled_owned(driven).await;
         }));
     }
@@ -135,8 +135,8 @@ impl Copies {
         Ok(self.0.find(id)?.status())
     }
 
-    /// Copies that were begun before `before`, the newest first. Each status is made when it is
-    /// asked for.
+    /// Copies that were begun before `before`, the newest first. The iterator makes each status
+    /// when it reaches it.
     pub(crate) fn list(&self, before: Option<Begun>) -> impl Iterator<Item = Status> + use<> {
         let mut jobs: Vec<_> = {
             let jobs = self.0.jobs.lock();
@@ -152,7 +152,7 @@ impl Copies {
     pub(crate) async fn cancel(&self, id: CopyId) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.cancel.cancel();
-        // Until that is written down: or it would go on after a restart.
+        // Wait until the record is written: otherwise the copy would continue after a restart.
         tokio::select! {
             () = job.settled.cancelled() => Ok(job.status()),
             () = self.0.stop.cancelled() => Err(Error::Closing),
@@ -170,12 +170,12 @@ impl Copies {
         Ok(job.status())
     }
 
-    /// What a copy would fetch.
+    /// Estimates how much a copy would fetch.
     pub(crate) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
         self.0.engine.estimate(source).await
     }
 
-    /// Gives another daemon a name. Returns the record with the time that it was given.
+    /// Adds a remote. Returns its record with the time at which it was added.
     pub(crate) async fn add_remote(&self, remote: RemoteRecord) -> Result<RemoteRecord, CopyError> {
         let remote = RemoteRecord {
             created_at_ns: now_ns(),
@@ -185,7 +185,7 @@ impl Copies {
         Ok(remote)
     }
 
-    /// Forgets a daemon that no copy comes from.
+    /// Removes a remote that no copy under way comes from.
     pub(crate) async fn remove_remote(&self, name: String) -> Result<(), CopyError> {
         let _changing = self.0.changing.lock().await;
         let user = {
@@ -202,7 +202,7 @@ impl Copies {
         Ok(self.0.engine.store.remove_remote(name).await?)
     }
 
-    /// All daemons that have names.
+    /// Lists all remotes.
     pub(crate) async fn remotes(&self) -> Result<Vec<RemoteRecord>, Error> {
         self.0.engine.store.remotes().await
     }
@@ -218,7 +218,7 @@ impl Inner {
         })
     }
 
-    /// Brings a copy to its end, however often it has to be tried.
+    /// Drives a copy to its end, through all retries.
     async fn drive(&self, job: &Job) {
         let (id, endpoint) = (job.id, job.source.endpoint.as_str());
         let mut patience = Patience::new();
@@ -257,7 +257,7 @@ impl Inner {
                 }
             };
             let seconds = pause.as_secs();
-            // A thousand copies from a source that is away would fill the log.
+            // A thousand copies from an unreachable source would fill the log with warnings.
             let is_first = job.wait(&error);
             let error = error.to_string();
             if is_first {
@@ -265,7 +265,7 @@ impl Inner {
             } else {
                 debug!(%id, endpoint, error, seconds, "copy is tried again");
             }
-            // That it was tried is not worth a record: after a restart it is tried at once.
+            // A try alone needs no record: after a restart, the copy is tried at once.
             if job.is_worth_a_record() {
                 self.write_down(job).await;
             }
@@ -278,11 +278,11 @@ impl Inner {
     async fn cancelled(&self, job: &Job) {
         job.cancelled();
         self.write_down(job).await;
-        // The call that cancelled it is logged with its caller.
+        // The door logs the call that cancelled it, with its caller.
         debug!(id = %job.id, "copy ended: it was cancelled");
     }
 
-    /// Writes the record of a copy. If that fails, the copy goes on from the record before at the
+    /// Writes the record of a copy. If that fails, the copy continues from the older record at the
     /// next start.
     async fn write_down(&self, job: &Job) {
         let _writing = job.writing.lock().await;

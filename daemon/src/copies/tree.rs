@@ -1,4 +1,4 @@
-//! The tree of content that is being copied: nodes that are here, and the others from the source.
+//! The tree of a copied snapshot: nodes come from this store, or else from the source.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,13 +13,13 @@ use varve_store::Store;
 
 use super::source::{Connections, CopyError};
 
-/// The nodes of a tree that is being copied: from here, or from the source.
+/// The nodes of a copied tree, from this store or from the source.
 #[derive(Debug)]
 pub(super) struct Nodes<'a> {
     store: &'a Store,
     source: &'a Connections,
-    /// Children of an inner node that are not here. They are fetched together, or a walk would wait
-    /// for each of them.
+    /// Children of an inner node that are missing here. They are fetched together, so that a walk
+    /// does not wait for each of them.
     ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct SizedLeaf {
     pub(super) id: NodeId,
     pub(super) segment: u32,
     pub(super) leaf: Arc<Leaf>,
-    /// Lengths in bytes, one for each entry; the plain length where the source was not asked.
+    /// Lengths in bytes, one for each entry; plain lengths if the leaf was already here.
     pub(super) payload_bytes: Vec<u32>,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    /// Leaves, at most [`FETCH_NODES_MAX`], with their segments.
+    /// Returns leaves, at most [`FETCH_NODES_MAX`], with their segments.
     pub(super) async fn leaves(
         &self,
         wanted: &[(u32, NodeId)],

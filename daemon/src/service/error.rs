@@ -15,7 +15,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why an operation fails.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The store refuses.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A field of the request is invalid.

@@ -1,8 +1,8 @@
 //! Tokens that say where the next page of a listing begins.
 //!
 //! Opaque to clients: version, hash of the filters, last name; in hexadecimal. The hash catches a
-//! token that is used with other filters, or for another listing, where it would leave out records
-//! without a word.
+//! token that is used with other filters or for another listing, where it would silently skip
+//! records.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(super) const VOLUMES: &str = "varve 2025 page token filters of volumes";
 /// The same of copies.
 pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
 
-/// What is listed, and what the listing is restricted to.
+/// A listing and its filters.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Filters<'a> {
     /// The context of the hash: tokens of different listings differ.
@@ -29,7 +29,7 @@ pub(super) struct Filters<'a> {
 }
 
 impl Filters<'_> {
-    /// Lengths go in front, so that no two filters give the same bytes.
+    /// Hashes the filters, each text after its length: no two filters give the same bytes.
     pub(super) fn tokens(&self) -> Tokens {
         let mut hasher = blake3::Hasher::new_derive_key(self.listing);
         let mut text = |text: &str| {
@@ -54,7 +54,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// The token for the page behind `last`.
+    /// The token for the page after `last`.
     pub(super) fn encode(&self, last: &str) -> String {
         let head = [VERSION];
         let bytes = head.iter().chain(&self.filters).chain(last.as_bytes());
@@ -83,7 +83,7 @@ impl Tokens {
     }
 }
 
-/// A token that no page has had.
+/// The error for a token that no page has had.
 pub(super) fn invalid() -> Error {
     Error::field(FIELD, "it is not one that this daemon gave")
 }

@@ -6,7 +6,7 @@ use super::{Service, error::Result, request};
 use crate::auth::{Action, Caller, Resource, done};
 
 impl Service {
-    /// Gives another daemon a name. Gives the record with what it was given.
+    /// Gives another daemon a name. Returns the new record.
     pub(crate) async fn add_remote(
         &self,
         caller: &Caller,
@@ -38,7 +38,7 @@ impl Service {
         .await
     }
 
-    /// All of them.
+    /// Lists all remotes.
     pub(crate) async fn list_remotes(&self, caller: &Caller) -> Result<Vec<RemoteRecord>> {
         self.pass(caller, Action::ListRemotes, &[], async {
             Ok(self.0.parts.copies.remotes().await?)
@@ -46,7 +46,7 @@ impl Service {
         .await
     }
 
-    /// Forgets a daemon that no copy comes from.
+    /// Removes a remote that no copy under way comes from.
     pub(crate) async fn remove_remote(&self, caller: &Caller, name: &str) -> Result<()> {
         let on = [Resource::Remote(name)];
         let (copies, name) = (self.0.parts.copies.clone(), name.to_owned());

@@ -20,7 +20,7 @@ use crate::{
     resources::shares::{Rules, Shares},
 };
 
-/// Chunks of a leaf that are asked for.
+/// Requested chunks of a leaf.
 #[derive(Debug, Clone)]
 pub(crate) struct ChunkRequest {
     pub(crate) leaf: NodeId,
@@ -28,8 +28,8 @@ pub(crate) struct ChunkRequest {
     pub(crate) entries: Vec<u32>,
 }
 
-/// Places for holds. A hold that does not fit is refused, and none gives way: a copy that waits is
-/// better than one that loses what it copies.
+/// Places for holds. A hold that does not fit is refused, and none gives way: it is better that a
+/// copy waits than that another one loses its content.
 pub(super) fn holds() -> Shares {
     Shares::new(Rules {
         what: "holds of snapshots",
@@ -43,8 +43,8 @@ pub(super) fn holds() -> Shares {
 }
 
 impl Service {
-    /// Keeps the content of a snapshot for as long as its items are taken: the record first, then
-    /// signs of life.
+    /// Keeps the content of a snapshot while the caller takes items: first the record, then `None`
+    /// as signs of life.
     pub(crate) async fn hold_snapshot(
         &self,
         caller: &Caller,
@@ -100,7 +100,7 @@ impl Service {
     }
 }
 
-/// Keeps the content under a pin until the caller goes, which is the end of any hold.
+/// Keeps the content under a pin until the caller goes away: that is the regular end of a hold.
 async fn keep(
     record: SnapshotRecord,
     _pin: RootPin,

@@ -1,5 +1,5 @@
-//! What a request may hold. What the store checks itself (names, tags, sizes, extents, chunks) is
-//! not checked here.
+//! Checks of requests, except those that the store makes itself (names, tags, sizes, extents,
+//! chunks).
 
 use varve_content::printable::is_printable;
 use varve_store::{CopyId, Error as StoreError, SnapshotKey, VolumeKey};
@@ -54,7 +54,7 @@ pub(super) fn check_key(what: &str, field: &'static str, key: &str) -> Result<()
             field,
             format!("it is empty, a {what}'s name or id is asked for"),
         )),
-        // Any longer one names nothing, and need not be repeated in an error.
+        // A longer key names nothing, and need not be repeated in the error.
         _ if key.len() > limits::KEY_BYTES_MAX => Err(Error::field(
             field,
             format!(
@@ -67,7 +67,7 @@ pub(super) fn check_key(what: &str, field: &'static str, key: &str) -> Result<()
     }
 }
 
-/// How many may come in one request.
+/// Checks a count against the limit of one request.
 pub(super) fn at_most(
     field: &'static str,
     unit: &'static str,
@@ -85,7 +85,7 @@ pub(super) fn at_most(
     Ok(())
 }
 
-/// An endpoint or a path, which is no longer than one can be and shows as itself.
+/// Checks that an endpoint or a path is not too long, and has only printable characters.
 pub(super) fn remote_text(field: &'static str, text: &str) -> Result<()> {
     at_most(field, "bytes", text.len(), limits::REMOTE_TEXT_BYTES_MAX)?;
     if let Some(char) = text.chars().find(|char| !is_printable(*char)) {

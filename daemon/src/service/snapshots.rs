@@ -21,11 +21,11 @@ use crate::{
     limits,
 };
 
-/// A snapshot, and how far it has come if it is pending.
+/// A snapshot, with its progress while it is pending.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     pub(crate) record: SnapshotRecord,
-    /// Nothing if it is not pending.
+    /// The default if the snapshot is not pending.
     pub(crate) progress: SnapshotProgress,
 }
 
@@ -44,7 +44,7 @@ impl From<SnapshotRecord> for Snapshot {
 pub(crate) struct SnapshotsRequest {
     /// Names or ids.
     pub(crate) volumes: Vec<String>,
-    /// Of the snapshot; of several, what each name begins with.
+    /// Name of the snapshot; with several volumes, the beginning of each name.
     pub(crate) name: String,
     pub(crate) tags: BTreeMap<String, String>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct TagChange {
     pub(crate) remove: Vec<String>,
 }
 
-/// How far a verification is, and what it has found since the state before.
+/// Progress of a verification, and the damage found since the state before.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct VerifyState {
     /// Nodes and chunks.
@@ -64,12 +64,12 @@ pub(crate) struct VerifyState {
     pub(crate) checked_bytes: u64,
     pub(crate) total_bytes: u64,
     pub(crate) violations: Vec<Violation>,
-    /// Set in the last one.
+    /// Set in the last state.
     pub(crate) done: bool,
 }
 
 impl Service {
-    /// Snapshots by name.
+    /// Lists snapshots by name.
     pub(crate) async fn list_snapshots(
         &self,
         caller: &Caller,
@@ -84,7 +84,7 @@ impl Service {
         .await
     }
 
-    /// The snapshot of that name or id.
+    /// The snapshot with this name or id.
     pub(crate) async fn snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
         self.pass(caller, Action::GetSnapshot, &on, async {
@@ -94,7 +94,7 @@ impl Service {
         .await
     }
 
-    /// Takes snapshots of volumes, all of one instant. They are pending at first.
+    /// Takes snapshots of volumes at one instant. They are pending at first.
     pub(crate) async fn create_snapshots(
         &self,
         caller: &Caller,
@@ -126,7 +126,7 @@ impl Service {
         Ok(made.map(|record| self.described(record)).collect())
     }
 
-    /// Deletes a snapshot. Gives what it was.
+    /// Deletes a snapshot. Returns its last record.
     pub(crate) async fn delete_snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
         let key = request::snapshot_key("snapshot", key);
@@ -138,7 +138,7 @@ impl Service {
     }
 
     /// Deletes the first ones of these snapshots, as many as one change of the catalog has room
-    /// for. Gives an outcome for each of them: what the snapshot was, or why it is not deleted.
+    /// for. Returns for each of them the last record, or the reason why it is not deleted.
     pub(crate) async fn delete_snapshots(
         &self,
         caller: &Caller,
@@ -182,8 +182,8 @@ impl Service {
         Ok(self.described(tagged.await?))
     }
 
-    /// Differences of `target` from `base`: extents in ascending order, neighbours of a kind
-    /// joined.
+    /// Differences of `target` from `base`: extents in ascending order. Adjacent extents of one
+    /// kind are joined.
     pub(crate) async fn diff_snapshots(
         &self,
         caller: &Caller,
@@ -203,7 +203,7 @@ impl Service {
         self.pass_stream(call, &on, open, send_diff, tell).await
     }
 
-    /// Reads all of a snapshot, and tells what is not as it was written.
+    /// Reads all of a snapshot, and reports damage.
     pub(crate) async fn verify_snapshot(
         &self,
         caller: &Caller,
@@ -236,7 +236,7 @@ impl Service {
     }
 }
 
-/// Logs each deletion of several, as if it had been asked for alone.
+/// Logs each of several deletions as if it were a call of its own.
 fn tell_deleted(attempt: &Attempt, keys: &[String], outcomes: &[StoreResult<SnapshotRecord>]) {
     for (key, outcome) in keys.iter().zip(outcomes) {
         let part = attempt.part(&[Resource::Snapshot(key)]);
@@ -269,9 +269,9 @@ fn tell_pending(attempt: &Attempt, made: &SnapshotRecord) {
     );
 }
 
-/// What a verification has found.
+/// The outcome of a verification.
 struct Verified {
-    /// As the caller has named it.
+    /// The snapshot as the caller named it.
     snapshot: String,
     checked: u64,
     checked_bytes: u64,
@@ -291,7 +291,7 @@ impl Verified {
     }
 }
 
-/// Sends the extents of a diff, neighbours of a kind as one.
+/// Sends the extents of a diff. Joins adjacent extents of one kind.
 async fn send_diff(mut diff: SnapshotDiff, outlet: Outlet<Vec<DiffExtent>>) -> Result<()> {
     let mut extents = Vec::new();
     // The last extent seen: the next one may go on where it ends.
@@ -319,7 +319,7 @@ async fn send_diff(mut diff: SnapshotDiff, outlet: Outlet<Vec<DiffExtent>>) -> R
     Ok(())
 }
 
-/// Sends how far a verification is, now and then, and what it found; last of all that it is done.
+/// Sends the progress of a verification at intervals, and the damage it finds; at last, `done`.
 async fn send_verify(
     key: String,
     mut verify: SnapshotVerify,
@@ -362,7 +362,7 @@ async fn send_verify(
 }
 
 impl VerifyState {
-    /// The state as it is; what was found is told once.
+    /// Returns the state, and clears the violations, so that each is sent once.
     fn take(&mut self) -> Self {
         Self {
             violations: std::mem::take(&mut self.violations),

@@ -1,4 +1,4 @@
-//! What the daemon is and how it is doing.
+//! The status of the daemon.
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -11,20 +11,20 @@ use crate::{
     net::places::Places,
 };
 
-/// What there is to know about the daemon beside its store.
+/// Facts about the daemon beside its store.
 #[derive(Debug)]
 pub(crate) struct Facts {
-    /// Where the store is.
+    /// The directory of the store.
     pub(crate) data_dir: PathBuf,
     /// When the daemon began to serve.
     pub(crate) started_at: SystemTime,
-    /// Where exports are served.
+    /// The addresses that serve exports.
     pub(crate) nbd_servers: Vec<ServerUri>,
     /// The connections that have an export.
     pub(crate) nbd_places: Arc<Places>,
 }
 
-/// How the daemon is doing.
+/// The status of the daemon.
 #[derive(Debug)]
 pub(crate) struct Status {
     pub(crate) store: StoreStatus,
@@ -32,14 +32,14 @@ pub(crate) struct Status {
     pub(crate) data_dir: PathBuf,
     pub(crate) started_at: SystemTime,
     pub(crate) nbd_uris: Vec<String>,
-    /// Uploads that are open.
+    /// Number of open uploads.
     pub(crate) uploads: usize,
-    /// NBD connections that have an export.
+    /// Number of NBD connections that have an export.
     pub(crate) nbd_connections: usize,
 }
 
 impl Service {
-    /// How the daemon is doing now.
+    /// The status of the daemon now.
     pub(crate) async fn status(&self, caller: &Caller) -> Result<Status> {
         self.pass(caller, Action::GetStatus, &[], async {
             let facts = &self.0.parts.facts;

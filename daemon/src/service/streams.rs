@@ -1,6 +1,6 @@
 //! Answers that are streams: a task makes the items, and the caller's face takes them.
 //!
-//! What must hold: no more than [`ITEMS_QUEUED`] items wait to be taken, the work ends when nobody
+//! Invariants: no more than [`ITEMS_QUEUED`] items wait to be taken, the work ends when nobody
 //! takes them any more, and the stream ends well only if the work did. A stream that is cut short
 //! by a defect or by the end of the daemon ends with an error, never as if it were complete.
 
@@ -21,9 +21,9 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Starts the task that makes the items of a stream. It takes over `attempt`, which ends with the
-/// work; `tell` logs its success. The place is held as long as the stream, and is given up if its
-/// items do not go out while others wait for it: see [`Items::place`].
+/// Starts the task that makes the items of a stream. The task takes over `attempt`, which ends with
+/// the work; `tell` logs its success. The stream holds the place until its end, and gives it up if
+/// its items do not go out while others wait for a place: see [`Items::place`].
 pub(super) fn spawn<T, R, W>(
     tasks: &Tasks,
     attempt: Attempt,
@@ -41,14 +41,14 @@ where
     let work = attempt
         .of_task()
         .carry_out(work(Outlet(sender.clone())), tell);
-    // The task ends when its items find no taker, or with the daemon; then its sender closes the
+    // The task ends when nobody takes its items, or with the daemon; then its sender closes the
     // channel.
     drop(tasks.spawn(name, async move {
         let end = match work.await {
             Ok(_) => Queued::End,
             Err(error) => Queued::Failed(error),
         };
-        // A caller that has gone needs no end.
+        // A caller that has gone away needs no end.
         let _ = sender.send(end).await;
     }));
     Items {
@@ -57,7 +57,7 @@ where
     }
 }
 
-/// Places for so many streams of one kind.
+/// Places for `total` streams of one kind.
 pub(super) fn places(what: &'static str, total: usize) -> Shares {
     let total = total as u64;
     Shares::new(Rules {
@@ -71,7 +71,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
     })
 }
 
-/// Takes a place as soon as there is one. Nothing has to move until there are items to send.
+/// Takes a place as soon as one is free. The stream need not move until it has items to send.
 pub(super) async fn place(places: &Shares, caller: &Caller) -> Result<Hold> {
     let place = places.take(caller.holder(), 1, limits::PLACE_WITHIN);
     let place = place.await?;
@@ -85,7 +85,7 @@ enum Queued<T> {
     Failed(Error),
 }
 
-/// Where the items of a stream go.
+/// The sending end of a stream.
 pub(super) struct Outlet<T>(mpsc::Sender<Queued<T>>);
 
 impl<T> Outlet<T> {
@@ -94,7 +94,7 @@ impl<T> Outlet<T> {
         self.0.closed().await;
     }
 
-    /// Sends one item; waits while the taker is behind.
+    /// Sends one item; waits while the queue is full.
     pub(super) async fn send(&self, item: T) -> Result<()> {
         self.0
             .send(Queued::Item(item))
@@ -110,7 +110,8 @@ pub(crate) struct Items<T> {
 }
 
 impl<T> Items<T> {
-    /// What the stream holds among its kind. A face tells it what has gone out to its caller.
+    /// The place of the stream among its kind. A face reports to it the bytes that have gone out to
+    /// the caller.
     pub(crate) fn place(&self) -> Option<Arc<Hold>> {
         self.place.clone()
     }
@@ -127,7 +128,7 @@ impl<T> Stream for Items<T> {
             Some(Queued::Item(item)) => return Poll::Ready(Some(Ok(item))),
             Some(Queued::End) => None,
             Some(Queued::Failed(error)) => Some(Err(error)),
-            // The sender went without a word: the task panicked or was ended.
+            // The sender was dropped without an end: the task panicked or was ended.
             None => Some(Err(Error::CutShort)),
         };
         self.queue = None;

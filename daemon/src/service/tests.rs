@@ -126,7 +126,7 @@ async fn requests_are_checked_before_the_store_is_asked() {
     assert_eq!(refused.kind(), ErrorKind::OutOfRange, "{refused}");
 }
 
-/// How long the first message of a stream of chunks may take is up to the stream.
+/// The stream bounds the time until the first message of chunks.
 #[tokio::test]
 async fn a_first_message_that_is_late_is_received() {
     let fixture = Fixture::new().await;
@@ -150,7 +150,7 @@ async fn a_first_message_that_is_late_is_received() {
     assert_eq!(taken.await.unwrap().chunks, 0);
 }
 
-/// The line of a change, once it is there.
+/// Waits for the log line of a change.
 async fn logged(log: &Captured, what: &str) -> String {
     for _ in 0..1000 {
         if log.lines().iter().any(|line| line.contains(what)) {
@@ -181,7 +181,7 @@ async fn a_change_is_logged_even_if_its_caller_has_gone() {
     let line = logged(&log, "volume deleted").await;
     assert!(line.contains(r#"name="db""#), "{line}");
     assert!(line.contains(&format!("caller={caller}")), "{line}");
-    // One that fails.
+    // A deletion that fails.
     {
         let delete = std::pin::pin!(service.delete_volume(caller, "db"));
         assert!(poll!(delete).is_pending());
@@ -334,7 +334,7 @@ async fn each_change_is_one_line_that_says_who_made_it_and_to_what() {
     );
 }
 
-/// Its end says on what, and is the only line of the call.
+/// The line names the snapshot or upload, and is the only one of the call.
 #[tokio::test]
 async fn a_stream_is_one_line_at_its_end() {
     use futures::StreamExt as _;

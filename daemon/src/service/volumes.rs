@@ -18,39 +18,39 @@ use super::{
 };
 use crate::auth::{Action, Caller, Resource, done};
 
-/// A volume to be made, empty or of a snapshot.
+/// A volume to be made, empty or from a snapshot.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct VolumeRequest {
     pub(crate) name: String,
-    /// `None`: as the snapshot's.
+    /// `None`: the snapshot's size.
     pub(crate) size_bytes: Option<u64>,
     /// Name or id of the snapshot; `None`: zeros.
     pub(crate) from: Option<String>,
     pub(crate) tags: BTreeMap<String, String>,
 }
 
-/// A volume to be made of another one or of a snapshot.
+/// A volume to be made from another volume or from a snapshot.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CloneRequest {
-    /// An id, a name that only one of them has, or a name with the prefix `snapshot/` or `volume/`.
-    /// If there is nothing of that kind and name, the prefix may be a part of the name.
+    /// An id, a name that only a snapshot or only a volume has, or a name with the prefix
+    /// `snapshot/` or `volume/`. If no such record exists, the prefix counts as part of the name.
     pub(crate) source: String,
     pub(crate) name: String,
-    /// `None`: as the source's.
+    /// `None`: the source's size.
     pub(crate) size_bytes: Option<u64>,
     pub(crate) tags: BTreeMap<String, String>,
 }
 
-/// A volume with all that is known of it.
+/// A volume with its status and its pending snapshots.
 #[derive(Debug, Clone)]
 pub(crate) struct VolumeDetails {
     pub(crate) record: VolumeRecord,
     pub(crate) status: VolumeStatus,
-    /// Its snapshots that are pending.
+    /// Pending snapshots of the volume.
     pub(crate) pending: Vec<Snapshot>,
 }
 
-/// A volume that was attached, and where it is reached.
+/// A volume that was attached, and the addresses that serve it.
 #[derive(Debug, Clone)]
 pub(crate) struct AttachedAt {
     pub(crate) record: VolumeRecord,
@@ -59,7 +59,7 @@ pub(crate) struct AttachedAt {
 }
 
 impl Service {
-    /// Makes a volume, empty or of a snapshot.
+    /// Makes a volume, empty or from a snapshot.
     pub(crate) async fn create_volume(
         &self,
         caller: &Caller,
@@ -91,7 +91,7 @@ impl Service {
         .await
     }
 
-    /// Makes a volume of another one or of a snapshot, without copying its content.
+    /// Makes a volume from another volume or from a snapshot, without copying its content.
     pub(crate) async fn clone_volume(
         &self,
         caller: &Caller,
@@ -114,7 +114,7 @@ impl Service {
                 Err(refused @ StoreError::NotFound { .. }) if new.source != whole => refused,
                 outcome => return Ok(outcome?),
             };
-            // Names may begin as those of exports do, too.
+            // The prefix may be a part of the name.
             new.source = whole;
             match store.clone_volume(new).await {
                 Err(StoreError::NotFound { .. }) => Err(refused.into()),
@@ -159,7 +159,7 @@ impl Service {
         .await
     }
 
-    /// The volume of that name or id, with its status.
+    /// The volume with this name or id, with its status.
     pub(crate) async fn volume(&self, caller: &Caller, key: &str) -> Result<VolumeDetails> {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::GetVolume, &on, async {
@@ -185,7 +185,7 @@ impl Service {
         .await
     }
 
-    /// Volumes by name.
+    /// Lists volumes by name.
     pub(crate) async fn list_volumes(
         &self,
         caller: &Caller,
@@ -222,7 +222,7 @@ impl Service {
         .await
     }
 
-    /// Deletes a volume. Gives what it was.
+    /// Deletes a volume. Returns its last record.
     pub(crate) async fn delete_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
         let (store, key) = (self.store().clone(), request::volume_key(key));
@@ -240,8 +240,8 @@ impl Service {
         .await
     }
 
-    /// Attaches a volume: from then on it is exported. `force` takes a volume that is attached
-    /// already away from its user.
+    /// Attaches a volume: from then on it is exported. `force` takes over a volume that is attached
+    /// already.
     pub(crate) async fn attach_volume(
         &self,
         caller: &Caller,
@@ -253,8 +253,8 @@ impl Service {
         let attachments = self.0.attachments.clone();
         let change = async move {
             let attached = store.attach_volume(&key?, force).await?;
-            // The clients of the attachment before are cut off before anybody else is told that the
-            // volume is theirs.
+            // Cut off the clients of the attachment before, and only then return the volume to its
+            // new user.
             let before = attached.attachments.saturating_sub(1);
             attachments.end(attached.id, before).await?;
             Ok(attached)
@@ -303,8 +303,7 @@ impl Service {
     }
 }
 
-/// What the source of a clone names, for the door and for the store. A source with a prefix is
-/// written as exports are.
+/// Parses the source of a clone, for the door and for the store. Its prefix is as in export names.
 fn clone_source(source: &str) -> (Resource<'_>, CloneSource) {
     match ExportName::parse(source) {
         Some(ExportName::Snapshot(key)) => {
@@ -315,7 +314,7 @@ fn clone_source(source: &str) -> (Resource<'_>, CloneSource) {
     }
 }
 
-/// The snapshot or the volume of that name or id.
+/// The snapshot or the volume with this name or id.
 fn either(source: &str) -> CloneSource {
     CloneSource::Either {
         snapshot: source.into(),

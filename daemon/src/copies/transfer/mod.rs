@@ -43,7 +43,7 @@ use crate::{
     resources::shares::{Hold, Holder, Rules, Shares},
 };
 
-/// What a copy would fetch.
+/// An estimate of how much a copy would fetch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Estimate {
     pub(crate) root: Root,
@@ -56,23 +56,23 @@ pub(crate) struct Estimate {
 /// A snapshot that the wanted one descends from.
 enum Ancestor {
     Here(SnapshotRecord),
-    /// As it is at the source; it is not here.
+    /// At the source only.
     There(varve_client::Snapshot),
 }
 
-/// What all copies share: the store, the remotes, and the places of fetches.
+/// The parts that all copies share: the store, the remotes, and the places of fetches.
 #[derive(Debug)]
 pub(super) struct CopyEngine {
     pub(super) store: Store,
     pub(super) remotes: Remotes,
     claims: Arc<Claims>,
-    /// Places of fetches of chunks.
+    /// Places for fetches of chunks.
     fetches: Shares,
-    /// Places of estimates.
+    /// Places for estimates.
     estimates: Shares,
 }
 
-/// Places for something that copies do. A copy that waits takes the place of one whose source is
+/// Places for copies, fetches or estimates. A waiting copy takes the place of one whose source is
 /// silent.
 pub(super) fn places(what: &'static str, total: usize) -> Shares {
     Shares::new(Rules {
@@ -80,7 +80,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
         total: total as u64,
         local: 0,
         of_one: total as u64,
-        // All copies there can be, with all that one does at one time.
+        // The most copies, each with all its fetches at one time.
         waiting: COPIES_MAX * COPY_FETCHES_IN_FLIGHT,
         yields_after: COPY_YIELDS_AFTER,
         pace: REQUEST_BYTES_PER_SECOND,
@@ -98,7 +98,7 @@ impl CopyEngine {
         }
     }
 
-    /// Copies what is missing, and makes the snapshot, unless the place has to be given up.
+    /// Copies the missing content and makes the snapshot, unless the place has to be given up.
     pub(super) async fn copy(
         &self,
         job: &Job,
@@ -143,8 +143,9 @@ impl CopyEngine {
             return Ok(made);
         }
         if asked.root.is_none() {
-            // Before the snapshot: if the daemon ends between the snapshot and the record that says
-            // so, the next one finds the snapshot by this, even if the source has deleted its own.
+            // Record the root before the snapshot is made. If the daemon ends before it records the
+            // snapshot, the next one finds it by name and root, even if the source has deleted its
+            // own.
             let _writing = job.writing.lock().await;
             self.store.put_copy(job.to_record()).await?;
         }
@@ -180,7 +181,7 @@ impl CopyEngine {
         self.fetch(job, &place, &wanted, new, None).await
     }
 
-    /// The snapshot here of that name, if it has this content.
+    /// The snapshot of this name in this store, if it has this content.
     async fn made(&self, name: &str, root: RootId) -> Result<Option<SnapshotRecord>, CopyError> {
         match self
             .store
@@ -193,7 +194,7 @@ impl CopyEngine {
         }
     }
 
-    /// Fetches what is missing beyond a base, and makes the snapshot.
+    /// Fetches the content that neither the base nor the store has, and makes the snapshot.
     async fn fetch(
         &self,
         job: &Job,
@@ -204,7 +205,7 @@ impl CopyEngine {
     ) -> Result<SnapshotRecord, CopyError> {
         let ingest = self.store.begin_ingest(new).await?.keep_packed();
         let nodes = Nodes::new(&self.store, &wanted.connections);
-        // Leaves that are dropped are taken off again.
+        // `take` subtracts the leaves that are dropped.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
         job.done(base_blocks * BLOCK_BYTES as u64);
         let transfer = Transfer {
@@ -231,7 +232,7 @@ impl CopyEngine {
         committed.map_err(|error| job.blame(error))
     }
 
-    /// A snapshot here with that content, all of it.
+    /// A snapshot of this store with exactly this content.
     async fn same(&self, root: RootId) -> Result<Option<SnapshotRecord>, Error> {
         if !self.store.vouches_for_snapshots() {
             return Ok(None);
@@ -239,7 +240,7 @@ impl CopyEngine {
         self.store.snapshot_of(root).await
     }
 
-    /// The parent, here or there; `None` if there is none, or it is deleted.
+    /// The parent, here or at the source; `None` if there is none, or it is deleted at the source.
     async fn parent(&self, wanted: &RemoteSnapshot) -> Result<Option<Ancestor>, CopyError> {
         match &wanted.snapshot.parent {
             Some(id) => self.ancestor(wanted, id).await,
@@ -247,8 +248,8 @@ impl CopyEngine {
         }
     }
 
-    /// The snapshot here with the name and the content of one there; without one, the snapshot
-    /// there.
+    /// The snapshot here with the name and the content of one at the source; otherwise the one at
+    /// the source.
     async fn ancestor(
         &self,
         wanted: &RemoteSnapshot,
@@ -272,7 +273,7 @@ impl CopyEngine {
         }
     }
 
-    /// The nearest of the snapshots before it that is here, with all that it names.
+    /// The nearest ancestor that is here with all its content.
     async fn base(
         &self,
         wanted: &RemoteSnapshot,
@@ -308,7 +309,7 @@ impl CopyEngine {
         Ok(None)
     }
 
-    /// What a copy would fetch, without fetching it.
+    /// Estimates how much a copy would fetch. Fetches only tree nodes.
     pub(super) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
         let place = self.estimates.take(Holder::OWN, 1, BUSY_WITHIN).await?;
         let place = Arc::new(place);
@@ -340,7 +341,7 @@ impl CopyEngine {
         wanted.held(Box::pin(self.count(&wanted, None))).await
     }
 
-    /// Counts what is missing beyond a base.
+    /// Counts the content that neither the base nor the store has.
     async fn count(
         &self,
         wanted: &RemoteSnapshot,
@@ -349,7 +350,7 @@ impl CopyEngine {
         let mut estimate = Estimate::of(wanted.root);
         let nodes = &Nodes::new(&self.store, &wanted.connections);
         let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
-        // Eight bytes of an id: two ids that begin alike would count as one.
+        // The first eight bytes of each id: ids that share them would count as one.
         let mut counted: HashSet<u64> = HashSet::new();
         let mut batches = std::pin::pin!(
             wanted
@@ -375,7 +376,7 @@ impl CopyEngine {
                 }
                 let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
                 let first = u64::from_le_bytes(first);
-                // Beyond that many, a chunk that repeats is counted again.
+                // Beyond this number, a chunk that repeats is counted again.
                 let is_new = if counted.len() < ESTIMATE_CHUNKS_MAX {
                     counted.insert(first)
                 } else {
@@ -406,8 +407,8 @@ impl Estimate {
     }
 }
 
-/// Where a snapshot comes from, as the source tells it; the one before it as it is called here, if
-/// it is.
+/// The lineage of a snapshot as the source reports it. If its parent is here, the parent has the id
+/// that it has here.
 fn lineage(
     snapshot: &varve_client::Snapshot,
     parent: Option<&Ancestor>,
@@ -439,13 +440,13 @@ fn lineage(
     })
 }
 
-/// The distinct chunks of some leaves, and where each comes first.
+/// The distinct chunks of some leaves, with the first place of each.
 #[derive(Debug, Default)]
 struct Places {
     ids: Vec<ChunkId>,
-    /// Leaf and entry.
+    /// Leaf and entry of the first place.
     first: Vec<(usize, usize)>,
-    /// Of all places.
+    /// Plain bytes of all places.
     data_bytes: Vec<u64>,
 }
 
@@ -488,7 +489,7 @@ struct Fetch {
     plain_bytes: u64,
 }
 
-/// Puts missing chunks together to fetches, in the order of their places.
+/// Groups missing chunks into fetches, in the order of their places.
 fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
     let mut all = Vec::new();
     let mut fetch = Fetch::default();
@@ -500,7 +501,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
                 continue;
             }
             let plain_bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
-            // Packed chunks are never longer than plain ones; the number is only the source's word.
+            // Packed chunks are never longer than plain ones, but the source may claim any length.
             let payload_bytes = u64::from(*payload_bytes).clamp(1, plain_bytes);
             let is_full = fetch.chunks == FETCH_CHUNKS_MAX
                 || fetch.payload_bytes + payload_bytes > COPY_FETCH_BYTES
@@ -535,7 +536,7 @@ struct Transfer<'a> {
     source: &'a Connections,
     nodes: &'a Nodes<'a>,
     base: Option<&'a Base>,
-    /// Places of this transfer's fetches.
+    /// Places for this transfer's fetches.
     fetches: Semaphore,
     /// Blocks of data that only the base has.
     dropped_blocks: AtomicU64,
@@ -555,13 +556,13 @@ impl Transfer<'_> {
         while !wanted.is_empty() {
             let (claim, foreign) = self.engine.claims.claim(wanted);
             self.fetch_missing(&leaves, &claim.ids).await?;
-            // Only now: a copy that waits for these asks the store for them next.
+            // Drop the claim only now: a copy that waits for these chunks looks in the store next.
             drop(claim);
-            // The copies that had claimed them may have given up.
+            // The copies that had claimed the others may have given up.
             wanted = foreign;
             let released = self.engine.claims.released(&wanted);
             if timeout(COPY_CLAIM_WAIT, released).await.is_err() {
-                // A slow copy must not make others slow: the chunks are rather fetched twice.
+                // Rather fetch the chunks twice than let a slow copy slow down others.
                 self.fetch_missing(&leaves, &wanted).await?;
                 break;
             }
@@ -576,7 +577,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Fetches those of some chunks that are missing here.
+    /// Fetches those of the chunks `ids` that are missing here.
     async fn fetch_missing(&self, leaves: &[SizedLeaf], ids: &[ChunkId]) -> Result<(), CopyError> {
         let missing = self.ingest.missing(ids).await?;
         let missing: HashSet<_> = missing
@@ -589,7 +590,7 @@ impl Transfer<'_> {
     }
 
     async fn fetch(&self, fetch: Fetch) -> Result<(), CopyError> {
-        // Before it takes a place: a slow copy keeps none from others.
+        // Wait for the limit before taking a place: a slow copy keeps none from others.
         let passing = self.job.limiter.pass(fetch.payload_bytes);
         self.place.excused(passing).await;
         let own = self.fetches.acquire().await;
@@ -605,7 +606,7 @@ impl Transfer<'_> {
         let chunks = source.client().fetch_chunks(&fetch.wanted);
         let mut chunks = source.heard(chunks).await?;
         while let Some(chunks) = source.heard(chunks.next()).await? {
-            // The fetch waits for this store now.
+            // From here the fetch waits for this store.
             place.settle(true);
             let bytes: usize = chunks.iter().map(|chunk| chunk.payload.len()).sum();
             let count = chunks.len();

@@ -1,4 +1,4 @@
-//! Which chunks are fetched, and in which fetches.
+//! Tests how missing chunks are grouped into fetches.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -64,7 +64,7 @@ fn fetches_are_bounded() {
         let fetches = fetches(&[longest(payload_bytes)], &all);
         fetches.iter().map(|fetch| fetch.chunks).collect()
     };
-    // 256 KiB each, which is also the most that is believed.
+    // 256 KiB each, the plain length, to which larger claims are clamped.
     assert_eq!(chunks(256 << 10), [8, 8, 4]);
     assert_eq!(chunks(u32::MAX), [8, 8, 4]);
     assert_eq!(chunks(0), [20]);

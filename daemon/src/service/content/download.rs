@@ -1,8 +1,8 @@
 //! A whole snapshot, as leaves and chunks.
 //!
-//! What must hold: segments go out in ascending order, each leaf before its chunks. One segment of
-//! each download may always be read; those ahead of it take from a budget that all downloads share,
-//! and only what is free at once, so that a slow client can hold up nobody.
+//! Invariants: segments go out in ascending order, each leaf before its chunks. Each download may
+//! always read one segment. Segments ahead of it take from a budget that all downloads share, and
+//! never wait for it, so that a slow client holds up nobody.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
     tasks::{Tasks, TiedTask},
 };
 
-/// What a download is made of.
+/// A part of a download.
 #[derive(Debug)]
 pub(crate) enum DownloadPart {
     Snapshot(Box<SnapshotRecord>),
@@ -48,13 +48,13 @@ impl SentChunk {
 /// A download under way.
 pub(super) struct Download {
     pub(super) reader: SnapshotReader,
-    /// Whether chunks are unpacked here.
+    /// Unpacks chunks here.
     pub(super) plain: bool,
     pub(super) tasks: Tasks,
     pub(super) read_ahead: Arc<Semaphore>,
 }
 
-/// What a download has sent.
+/// The outcome of a download.
 pub(super) struct Downloaded {
     id: SnapshotId,
     name: Option<String>,
@@ -75,7 +75,7 @@ impl Downloaded {
     }
 }
 
-/// A segment that is being read, with what it takes from the budget of all downloads.
+/// A segment that is being read, with its part of the budget of all downloads.
 struct Pending {
     read: TiedTask<Result<Vec<DownloadPart>, varve_store::Error>>,
     ahead: Option<OwnedSemaphorePermit>,
@@ -111,7 +111,7 @@ impl Download {
         })
     }
 
-    /// Starts to read further segments, as far as there is room.
+    /// Starts to read further segments while the budget has room.
     async fn read_on(
         &self,
         segments: &mut Option<SegmentStream>,

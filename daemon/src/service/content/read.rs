@@ -14,18 +14,18 @@ use crate::{
     },
 };
 
-/// What a read is made of.
+/// A part of a read.
 #[derive(Debug)]
 pub(crate) struct RangePart {
     pub(crate) offset_bytes: u64,
     pub(crate) content: RangeContent,
 }
 
-/// What there is in a part of a range.
+/// The content of a part of a range.
 #[derive(Debug)]
 pub(crate) enum RangeContent {
     Data(Bytes),
-    /// So many bytes that are not stored and read as zeroes.
+    /// Length in bytes; a hole is not stored and reads as zeros.
     Hole(u64),
 }
 
@@ -104,9 +104,9 @@ async fn send_data(reader: &SnapshotReader, range: Range<u64>, sender: &mut Send
 /// Sends bytes as they come, and holes when they end.
 struct Sender {
     outlet: Outlet<RangePart>,
-    /// Offset of what is sent next.
+    /// Offset of the next part.
     next: u64,
-    /// A hole from there on that was not sent yet.
+    /// Length of a hole at `next` that was not sent yet.
     hole_bytes: u64,
 }
 

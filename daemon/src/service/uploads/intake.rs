@@ -1,6 +1,6 @@
 //! Chunks on their way into the store.
 //!
-//! What must hold: chunks that wait for the store are bounded in bytes, over all uploads, and each
+//! Invariants: chunks that wait for the store are bounded in bytes, over all uploads, and each
 //! stream keeps several groups of them under way, so that all of the store's threads have work.
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// What one message of a stream of chunks brings.
+/// One message of a stream of chunks.
 #[derive(Debug)]
 pub(crate) struct ChunkMessage<C> {
     /// The upload's id.
@@ -50,8 +50,7 @@ impl Intake {
         }
     }
 
-    /// Takes the chunks of one stream, from its first message on. The first thing that is wrong
-    /// ends it.
+    /// Takes the chunks of one stream, from its first message on. The first error ends the stream.
     pub(super) async fn take_chunks<S, C, E>(
         &self,
         uploads: &Arc<Uploads<Ingest>>,
@@ -67,7 +66,7 @@ impl Intake {
     {
         let mut total = PutOutcome::default();
         let upload = uploads.lease(&first.upload).map_err(Error::from)?;
-        // Not before: a stream that says nothing keeps nobody from a place.
+        // Take the place only after the first message: a silent stream keeps nobody from a place.
         let place = self.streams.take(holder, 1, limits::BUSY_WITHIN);
         let place = place.await.map_err(Error::from)?;
         place.settle(true);
@@ -128,7 +127,7 @@ impl Intake {
     }
 }
 
-/// Waits for something while what is under way goes on. Without that a stream could wait for space
+/// Waits for `awaited` while the work under way continues. Otherwise a stream could wait for space
 /// that its own chunks take.
 async fn drive<T>(
     under_way: &mut FuturesUnordered<impl Future<Output = Result<PutOutcome>>>,
@@ -157,7 +156,7 @@ async fn receive<T, E: From<Error>>(
     }
 }
 
-/// Every message names the upload of the first, and the upload is still open.
+/// Checks that a message names the upload of the first one, and that the upload is still open.
 fn check_same_upload(upload: &Lease<Ingest>, id: &str) -> Result<()> {
     if id != upload.id() {
         return Err(Error::field(

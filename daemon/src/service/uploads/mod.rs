@@ -27,16 +27,16 @@ use crate::{
     resources::shares::Hold,
 };
 
-/// What is to be uploaded.
+/// An upload to begin.
 #[derive(Debug, Clone)]
 pub(crate) struct NewUpload {
     pub(crate) snapshot: NewSnapshot,
-    /// Whether chunks are kept as they were packed by the caller.
+    /// Keeps chunks as the caller packed them.
     pub(crate) keep_packed: bool,
 }
 
 impl Service {
-    /// Begins an upload. Gives its id.
+    /// Begins an upload. Returns its id.
     pub(crate) async fn begin_upload(&self, caller: &Caller, new: NewUpload) -> Result<String> {
         let name = new.snapshot.name.clone();
         let on = [Resource::Snapshot(&name)];
@@ -55,7 +55,7 @@ impl Service {
         .await
     }
 
-    /// Which of these chunks the store does not have: their positions.
+    /// Returns the positions of the chunks that the store does not have.
     pub(crate) async fn find_missing(
         &self,
         caller: &Caller,
@@ -66,16 +66,15 @@ impl Service {
         self.pass(caller, Action::FindMissing, &on, async {
             request::at_most("ids", "ids", ids.len(), limits::FIND_IDS_MAX as usize)?;
             let upload = self.0.parts.uploads.lease(upload)?;
-            // A question about no ids brings nothing further.
+            // A request without ids is no progress.
             let _work = (!ids.is_empty()).then(|| upload.work());
             Ok(upload.missing(ids).await?)
         })
         .await
     }
 
-    /// Takes the chunks of one stream. The first thing that is wrong ends it; `E` is what can go
-    /// wrong with the stream itself. `moves` is given what has to move while the rest of the stream
-    /// arrives.
+    /// Takes the chunks of one stream. The first error ends it; `E` is the error of the stream
+    /// itself. `moves` receives the place that has to move while the rest of the stream arrives.
     pub(crate) async fn put_chunks<S, C, E>(
         &self,
         caller: &Caller,
@@ -90,8 +89,7 @@ impl Service {
         use futures::StreamExt as _;
 
         let mut attempt = Attempt::begin(caller, Action::PutChunks, &[]);
-        // The first message has as long as a request has to arrive. Only then is it known what the
-        // stream is about.
+        // The first message has the same deadline as a request. It names the upload of the stream.
         let first = messages.next().await.transpose();
         if let Ok(Some(first)) = &first {
             attempt.is_on(&[Resource::Upload(&first.upload)]);
@@ -111,7 +109,7 @@ impl Service {
         attempt.carry_out(taken, tell).await
     }
 
-    /// Puts leaves, with their segments, whose chunks are all there.
+    /// Puts leaves, with their segments. The store must have all their chunks.
     pub(crate) async fn put_leaves(
         &self,
         caller: &Caller,
@@ -127,8 +125,8 @@ impl Service {
         .await
     }
 
-    /// Makes the snapshot, if its root is the one that the caller expects. An upload commits once,
-    /// and is closed by that whether or not it succeeds.
+    /// Makes the snapshot, if its root is the one that the caller expects. A commit closes the
+    /// upload, whether or not it succeeds.
     pub(crate) async fn commit_upload(
         &self,
         caller: &Caller,
@@ -157,7 +155,7 @@ impl Service {
         .await
     }
 
-    /// Gives an upload up. Chunks that arrived stay.
+    /// Aborts an upload. Chunks that arrived stay.
     pub(crate) async fn abort_upload(&self, caller: &Caller, upload: &str) -> Result<()> {
         let on = [Resource::Upload(upload)];
         let uploads = Arc::clone(&self.0.parts.uploads);

@@ -1,9 +1,9 @@
 //! The table of open uploads.
 //!
-//! What must hold: an upload is found only by its id, which cannot be guessed; their number is
-//! bounded, and some places are for peers on this machine only; an upload without progress is
+//! Invariants: an upload is found only by its id, which cannot be guessed. The number of uploads is
+//! bounded, and some places are for peers on this machine only. An upload without progress is
 //! dropped after a while, sooner when its place is needed, but never while the store works on it.
-//! Calls that bring nothing are no progress. Dropping the ingest is what aborts it.
+//! Calls that bring nothing are no progress. Dropping the ingest aborts the upload.
 
 use std::{collections::HashMap, fmt, io, ops::Deref, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use varve_store::Error;
 
 use crate::{limits, resources::shares::Holder};
 
-/// Open uploads by id. `I` is the store's ingest; the table knows nothing of it.
+/// Open uploads by id. `I` is the store's ingest; the table does not look into it.
 pub(crate) struct Uploads<I> {
     open: Mutex<HashMap<String, Entry<I>>>,
     most: usize,
@@ -27,9 +27,9 @@ pub(crate) struct Uploads<I> {
 struct Entry<I> {
     ingest: Arc<I>,
     is_local: bool,
-    /// Parts of calls that work on it.
+    /// Number of parts of calls that work on it.
     works: usize,
-    /// When the last of these ended.
+    /// Time at which work last began or ended.
     came_further: Instant,
     /// Cancelled when the upload is gone, for calls that work on it.
     gone: CancellationToken,
@@ -70,18 +70,18 @@ impl<I> Uploads<I> {
         }
     }
 
-    /// How many are open.
+    /// Number of open uploads.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.open.lock().len()
     }
 
-    /// How long an upload may go without progress.
+    /// Time that an upload may go without progress.
     pub(in crate::service) fn idle(&self) -> Duration {
         self.idle
     }
 
-    /// Makes room for one more, before any work is done for an upload that would find no place.
+    /// Makes room for one more upload, before any work is done for one that would find no place.
     pub(in crate::service) fn make_room(&self, holder: Holder) -> Result<(), Error> {
         let yielded = {
             let mut open = self.open.lock();
@@ -128,7 +128,7 @@ impl<I> Uploads<I> {
         Ok(id)
     }
 
-    /// The upload of that id, for one call.
+    /// The upload with this id, for one call.
     pub(in crate::service) fn lease(self: &Arc<Self>, id: &str) -> Result<Lease<I>, Error> {
         let open = self.open.lock();
         let entry = open.get(id).ok_or_else(|| not_found(id))?;
@@ -140,7 +140,7 @@ impl<I> Uploads<I> {
         })
     }
 
-    /// Takes an upload out. Calls that work on it may end; no new one finds it.
+    /// Removes an upload. Calls that work on it may end; no new call finds it.
     pub(in crate::service) fn remove(&self, id: &str) -> Result<Arc<I>, Error> {
         self.open
             .lock()
@@ -149,16 +149,16 @@ impl<I> Uploads<I> {
             .ok_or_else(|| not_found(id))
     }
 
-    /// Drops all.
+    /// Drops all uploads.
     pub(crate) fn clear(&self) {
-        // Dropped after the lock is released: an ingest has work to do then.
+        // Release the lock before the drop: an ingest has work to do then.
         let dropped = std::mem::take(&mut *self.open.lock());
         if !dropped.is_empty() {
             info!(uploads = dropped.len(), "open uploads are dropped");
         }
     }
 
-    /// Drops uploads that have not come further for too long, again and again.
+    /// Drops uploads without progress as they expire. Runs for ever.
     pub(crate) async fn expire(&self) {
         loop {
             tokio::time::sleep(self.until_next_expiry()).await;
@@ -173,8 +173,8 @@ impl<I> Uploads<I> {
             .filter(|entry| entry.works == 0)
             .map(|entry| entry.came_further + self.idle)
             .min();
-        // An upload that is opened, or on which work ends, while this sleeps cannot expire sooner
-        // than `idle` from then.
+        // If an upload is opened, or its work ends, while this sleeps, it expires no sooner than
+        // `idle` after that.
         next.map_or(self.idle, |next| {
             next.saturating_duration_since(Instant::now())
         })
@@ -212,11 +212,11 @@ pub(in crate::service) struct Lease<I> {
     gone: CancellationToken,
 }
 
-/// Something that brings an upload further, as long as it takes.
+/// Progress of an upload, until this is dropped.
 pub(in crate::service) struct Work<'a, I>(&'a Lease<I>);
 
 impl<I> Lease<I> {
-    /// An error if the upload was aborted, committed or dropped since.
+    /// Fails if the upload was aborted, committed or dropped since.
     pub(in crate::service) fn check(&self) -> Result<(), Error> {
         if self.gone.is_cancelled() {
             return Err(not_found(&self.id));
@@ -230,7 +230,7 @@ impl<I> Lease<I> {
         not_found(&self.id)
     }
 
-    /// Brings the upload further, until what is returned is dropped.
+    /// Counts as progress of the upload until the returned value is dropped.
     pub(in crate::service) fn work(&self) -> Work<'_, I> {
         self.count(1);
         Work(self)
@@ -243,7 +243,7 @@ impl<I> Lease<I> {
         }
     }
 
-    /// Its id.
+    /// The id of the upload.
     pub(in crate::service) fn id(&self) -> &str {
         &self.id
     }
@@ -381,11 +381,11 @@ mod tests {
         open("after next");
         assert!(matches!(room(), Err(Error::Limit(_))));
         lease.check().unwrap();
-        // Or both came further at the same moment, and either would give way.
+        // Otherwise both made progress at the same moment, and either would give way.
         tokio::time::advance(Duration::from_secs(1)).await;
         drop(work);
         tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
-        // The other one did not come further for longer.
+        // The other one has been without progress for longer.
         room().unwrap();
         open("last");
         assert!(is_open(&uploads, &busy));
