@@ -1,8 +1,8 @@
 //! Kinds of errors: they tell the caller what to do.
 //!
-//! Each face of the daemon has one match from these kinds to what its protocol says. The names and
-//! numbers are those of gRPC's status codes: the log shows the names, and records of copies keep
-//! the numbers.
+//! Each face of the daemon has one match from these kinds to its protocol. The names and numbers
+//! are those of gRPC's status codes: the log shows the names, and records of copies keep the
+//! numbers.
 
 use std::fmt;
 
@@ -12,29 +12,29 @@ use varve_store::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum ErrorKind {
-    /// The caller has gone before the end.
+    /// The caller has gone away before the end.
     Cancelled = 1,
-    /// The request cannot be right, whatever the store holds.
+    /// The request is invalid in any state of the store.
     InvalidArgument = 3,
     /// The caller took too long.
     DeadlineExceeded = 4,
-    /// There is nothing of that name or id.
+    /// Nothing has this name or id.
     NotFound = 5,
     /// The name is taken.
     AlreadyExists = 6,
-    /// Another daemon does not let this one do that.
+    /// Another daemon denies this one permission.
     PermissionDenied = 7,
-    /// The disk is full, or as much is under way as is allowed.
+    /// The disk is full, or the limit on work under way is reached.
     ResourceExhausted = 8,
-    /// Something else has to be done first.
+    /// The state of the store does not allow the request.
     FailedPrecondition = 9,
-    /// More at one time than is taken.
+    /// More than one message may carry.
     OutOfRange = 11,
     /// The system failed, or the daemon has a defect.
     Internal = 13,
-    /// Later it may work.
+    /// The same request may succeed later.
     Unavailable = 14,
-    /// Bytes on disk are not what was written.
+    /// Bytes on disk are damaged.
     DataLoss = 15,
 }
 
@@ -68,7 +68,7 @@ pub(crate) trait Classified: fmt::Display {
 }
 
 impl Classified for Error {
-    /// Exhaustive on purpose: a new error of the store has to be thought about here.
+    /// Exhaustive on purpose: each new error of the store needs a decision here.
     fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
@@ -81,8 +81,7 @@ impl Classified for Error {
             | Self::Reserved { .. }
             | Self::Dropped
             | Self::JournalFull { .. } => ErrorKind::ResourceExhausted,
-            // A limit on what is under way: later there is room again. Only a full disk needs
-            // somebody to act.
+            // A limit on work under way passes by itself. Only a full disk needs an operator.
             Self::Limit(_) | Self::Shortage { .. } | Self::Poisoned { .. } | Self::Closing => {
                 ErrorKind::Unavailable
             }

@@ -27,7 +27,8 @@ impl fmt::Display for Face {
 
 /// The caller of an operation: one connection, and the peer at its other end.
 ///
-/// Each face makes it in one place, where it serves a connection, and passes it to every operation.
+/// Each face makes it in one place, for each connection that it serves, and passes it to every
+/// operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     face: Face,

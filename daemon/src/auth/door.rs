@@ -2,8 +2,8 @@
 //! target.
 //!
 //! Invariants: an [`Attempt`] is the only way to an operation, and it begins before anything is
-//! looked up or changed. It is logged once, by whoever does the work, with the outcome. An attempt
-//! that is dropped before it has one is logged as well, so nothing passes without a line.
+//! looked up or changed. The code that does the work logs it once, with the outcome. An attempt
+//! that is dropped before it has an outcome is logged as well, so every operation has a line.
 
 use std::{fmt, thread, time::Instant};
 
@@ -24,7 +24,7 @@ macro_rules! actions {
         }
 
         impl Action {
-            /// As the log calls it.
+            /// The name in the log.
             pub(crate) const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($name),)*
@@ -109,7 +109,7 @@ impl fmt::Display for Resource<'_> {
             Self::Copy(key) => ("copy", key),
             Self::Remote(key) => ("remote", key),
         };
-        // A key is whatever the caller sent.
+        // Callers may send any text as a key.
         let (shown, more) = match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {
             Some((end, _)) => (key.get(..end).unwrap_or_default(), "..."),
             None => (*key, ""),
@@ -139,10 +139,10 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
-/// Lets a caller do something that ends if the caller goes.
+/// Runs an operation that ends if the caller goes away.
 ///
-/// `on` is all that the operation reads, changes or makes, as far as the caller has named it; none
-/// means what the store holds as a whole.
+/// `on` has everything that the operation reads, changes or makes, as far as the caller named it.
+/// An empty `on` means the store as a whole.
 ///
 /// # Errors
 ///
@@ -172,8 +172,8 @@ macro_rules! done {
 }
 pub(crate) use done;
 
-/// An operation under way, for the log. It goes with the work: to the task that does it, if a task
-/// does.
+/// An operation under way, for the log. It moves with the work: if a task does the work, the task
+/// has it.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     caller: Caller,
@@ -185,7 +185,7 @@ pub(crate) struct Attempt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Dropped when the caller goes.
+    /// Dropped if the caller goes away.
     OfCall,
     /// Dropped only if the daemon stops first or has a defect.
     OfTask,
@@ -204,12 +204,12 @@ impl Attempt {
         }
     }
 
-    /// For a stream of requests: only its first message says what it is about.
+    /// Sets the resources of a stream of requests, which only its first message names.
     pub(crate) fn is_on(&mut self, on: &[Resource<'_>]) {
         self.on = Listed(on).to_string();
     }
 
-    /// A part of an operation on many resources, with a line of its own: the one on these.
+    /// A part of an operation on many resources: the one on these. It has a line of its own.
     pub(crate) fn part(&self, on: &[Resource<'_>]) -> Self {
         Self {
             caller: self.caller,
@@ -220,7 +220,7 @@ impl Attempt {
         }
     }
 
-    /// From now on a task does the work, even if the caller goes.
+    /// From now on a task does the work, even if the caller goes away.
     #[must_use]
     pub(crate) fn of_task(mut self) -> Self {
         self.state = State::OfTask;
@@ -236,7 +236,7 @@ impl Attempt {
         &self.caller
     }
 
-    /// What it is on, as the caller has named it.
+    /// Its resources, as the caller named them.
     pub(crate) fn target(&self) -> &str {
         &self.on
     }
@@ -259,7 +259,7 @@ impl Attempt {
         outcome
     }
 
-    /// Ends it well.
+    /// Ends it with success.
     fn succeed(mut self, tell: impl FnOnce(&Self)) {
         self.state = State::Ended;
         tell(&self);
@@ -271,13 +271,13 @@ impl Attempt {
         self.failed(error.kind(), &error.to_string());
     }
 
-    /// Logs a success that only some operators want to see.
+    /// Logs a success at the level `debug`.
     pub(crate) fn served(&self) {
         let (call, caller, on) = (self.name(), &self.caller, self.target());
         debug!(call, %caller, on, seconds = self.seconds(), "call served");
     }
 
-    /// Loud when the daemon or the disk is at fault, quiet when the caller is.
+    /// Logs at `warn` if the daemon or the disk is at fault, at `debug` if the caller is.
     fn failed(&self, code: ErrorKind, error: &str) {
         let (call, caller, on) = (self.name(), &self.caller, self.target());
         let seconds = self.seconds();
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(Listed(&[]).to_string(), "");
     }
 
-    /// Neither further resources, nor further fields of the line.
+    /// A key forges neither resources nor fields of the log line.
     #[tokio::test]
     async fn keys_forge_nothing() {
         let log = Captured::new();

@@ -1,4 +1,4 @@
-//! Warnings about settings that are valid and hardly meant. The daemon logs them when it starts,
+//! Warnings about settings that are valid but hardly intended. The daemon logs them when it starts,
 //! and `--check-config` prints them.
 
 use std::{ffi::OsString, net::SocketAddr};
@@ -17,7 +17,7 @@ const OTHER_VARIABLES: [&str; 7] = [
     "VARVE_TLS_KEY",
 ];
 
-/// Warnings about variables of this process that look like settings and are not, one line each.
+/// Warnings about variables of this process that look like settings but are not, one line each.
 #[must_use]
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     let is_known = |name: &str| {
@@ -50,7 +50,7 @@ impl Config {
         open("gRPC", address, self.grpc.tls.as_ref(), true, &GRPC_TLS)
     }
 
-    /// The same of NBD.
+    /// The same for NBD.
     #[must_use]
     pub fn open_nbd(&self, address: Option<SocketAddr>) -> Option<String> {
         let is_required = self.nbd.tls_required;

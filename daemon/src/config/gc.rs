@@ -1,4 +1,4 @@
-//! The settings of garbage collection: when it runs, what is worth collecting, how fast.
+//! The settings of garbage collection: its times, its thresholds and its rate.
 
 use std::{num::NonZeroU64, str::FromStr, time::Duration};
 
@@ -6,21 +6,21 @@ use varve_store::GcSettings;
 
 use super::{ConfigError, Values};
 
-/// When packs are collected, and how.
+/// The times and the settings of collections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GcConfig {
-    /// When it runs by itself.
+    /// When the daemon begins collections by itself.
     pub when: GcTime,
-    /// Which packs are worth it, and how fast it is.
+    /// The thresholds and the rate.
     pub settings: GcSettings,
 }
 
-/// When collections begin by themselves.
+/// When the daemon begins collections by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GcTime {
     /// Never.
     Off,
-    /// So long after the last one began.
+    /// This long after the last one began.
     Every(Duration),
     /// Once a day, in these hours.
     Window(DailyWindow),
@@ -71,7 +71,7 @@ impl GcConfig {
 }
 
 impl DailyWindow {
-    /// How many minutes before `minute` of the day it began; `None` outside of it.
+    /// Minutes from its last beginning to `minute` of the day; `None` outside of it.
     #[must_use]
     pub fn minutes_in(&self, minute: u16) -> Option<u16> {
         let since = |from: u16, to: u16| (to + DAY_MINUTES - from) % DAY_MINUTES;

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// The part of the machine's memory that the cache of chunks takes by default.
 const CACHE_SHARE: u64 = 16;
-/// At least, and at most.
+/// The least and the most bytes of the cache.
 const CACHE_BYTES: (u64, u64) = (varve_store::limits::CHUNK_CACHE_BYTES, 2 << 30);
 
 /// The default size of the chunk cache in bytes: a sixteenth of the memory, from 128 MiB to 2 GiB.
@@ -13,7 +13,7 @@ pub(super) fn chunk_cache_bytes() -> u64 {
     (all / CACHE_SHARE).clamp(CACHE_BYTES.0, CACHE_BYTES.1)
 }
 
-/// The memory that there is, in bytes: the most that a setting may give to a cache.
+/// The available memory in bytes: the most that a setting may give to a cache.
 pub(super) fn total_bytes() -> u64 {
     available(Path::new("/")).unwrap_or(i64::MAX.cast_unsigned())
 }

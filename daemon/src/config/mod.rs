@@ -45,13 +45,13 @@ pub struct Config {
     /// The directory of unix sockets without a setting for their paths. If the daemon cannot use
     /// it, the sockets are in the data directory.
     pub run_dir: PathBuf,
-    /// How the store is run.
+    /// The options of the store.
     pub store: StoreConfig,
-    /// When space is given back, and how.
+    /// The settings of garbage collection.
     pub gc: GcConfig,
-    /// Where gRPC is served.
+    /// The addresses of gRPC.
     pub grpc: GrpcConfig,
-    /// Where NBD is served.
+    /// The addresses of NBD.
     pub nbd: NbdConfig,
     /// TLS of connections to other daemons, for copies.
     pub copies: CopiesConfig,
@@ -61,7 +61,7 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-/// How the store is run.
+/// The options of the store.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     /// Compression of new chunks; `None`: the store's own, zstd for a new store.
@@ -76,7 +76,7 @@ pub struct StoreConfig {
     pub cpu_threads: usize,
 }
 
-/// Where gRPC is served.
+/// The addresses of gRPC.
 #[derive(Debug, Clone)]
 pub struct GrpcConfig {
     /// The unix socket, if a setting names it.
@@ -107,7 +107,7 @@ pub struct CopiesConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Where NBD is served.
+/// The addresses of NBD.
 #[derive(Debug, Clone)]
 pub struct NbdConfig {
     /// The unix socket, if a setting names it.
@@ -159,14 +159,14 @@ impl Config {
         })
     }
 
-    /// Where gRPC is served in `dir` unless a setting names another path.
+    /// The socket of gRPC in `dir`, unless a setting names another path.
     #[must_use]
     pub fn grpc_unix_in(&self, dir: &Path) -> PathBuf {
         let named = self.grpc.unix.clone();
         named.unwrap_or_else(|| dir.join("grpc.sock"))
     }
 
-    /// The same for NBD, which is beside gRPC's socket if a setting names only that one.
+    /// The socket of NBD: beside gRPC's socket if a setting names only that one.
     #[must_use]
     pub fn nbd_unix_in(&self, dir: &Path) -> PathBuf {
         let named = self.nbd.unix.clone();
@@ -282,7 +282,7 @@ impl Config {
     }
 }
 
-/// Where NBD's unix socket is in a directory.
+/// NBD's unix socket in a directory.
 pub(crate) fn nbd_socket(dir: &Path) -> PathBuf {
     dir.join("nbd.sock")
 }
@@ -376,9 +376,8 @@ fn socket_mode(values: &Values) -> Result<u32, ConfigError> {
 fn parse_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {
-        // Connecting needs reading and writing together, and nothing else has a meaning for a
-        // socket. So a decimal 660, which is 0o1224, or 440, which is 0o670, is never taken for
-        // something that was not meant.
+        // Connecting needs reading and writing together, and other permissions mean nothing for a
+        // socket. So a decimal 660, which is 0o1224, or 440, which is 0o670, is refused.
         Ok(mode @ (0o600 | 0o660 | 0o666)) => Ok(mode),
         _ => Err("expected permissions in octal: 0600, 0660 or 0666 (in the file 0o660, or \"0660\" in quotes)".to_owned()),
     }

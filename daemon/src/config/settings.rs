@@ -174,7 +174,7 @@ impl Values {
             if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
                 let written = match value {
                     Value::String(text) => text.clone(),
-                    // By its value, whatever base it is written in.
+                    // Use the value, not the base in which it is written.
                     Value::Integer(number) if setting.is_octal => format!("{number:#o}"),
                     Value::Integer(number) => number.to_string(),
                     Value::Boolean(value) if setting.is_switch => value.to_string(),
@@ -206,7 +206,7 @@ impl Values {
         Ok(())
     }
 
-    /// An empty variable counts as not set: that is how service managers unset one.
+    /// An empty variable counts as not set: service managers unset a variable in this way.
     pub(super) fn overlay_environment(&mut self, environment: impl Fn(&str) -> Option<OsString>) {
         for setting in &SETTINGS {
             if let Some(value) = environment(setting.variable).filter(|value| !value.is_empty()) {

@@ -172,7 +172,7 @@ fn values_that_cannot_be_meant_are_refused_with_key_and_place() {
             config: Some(path),
             ..Arguments::default()
         };
-        // Not set by the environment here, so that the file's data_dir is what counts.
+        // The environment does not set it here, so the data_dir of the file counts.
         let environment: &[(&str, &str)] = if key == "data_dir" {
             &[]
         } else {
@@ -287,7 +287,7 @@ fn the_socket_of_nbd_is_beside_the_one_of_grpc() {
     }
 }
 
-/// The documented file holds every setting with its default, as a remark; taken in, it changes
+/// The documented file has every setting with its default, as a comment. Uncommented, it changes
 /// nothing.
 #[test]
 fn the_documented_file_is_complete_and_valid() {

@@ -1,4 +1,4 @@
-//! What the NBD server exports: snapshots, read-only, and volumes that are attached.
+//! The exports of the NBD server: snapshots, read-only, and attached volumes.
 //!
 //! | export | what |
 //! | --- | --- |
@@ -6,7 +6,7 @@
 //! | `volume/<name or id>` | a volume, while it is attached |
 //! | `volume/<id>@<number>` | the same, as long as it is this attachment |
 //!
-//! Like the services of gRPC, this is a face of [`service`](crate::service): every export is opened
+//! Like the services of gRPC, this is a face of [`service`](crate::service): it opens every export
 //! for a caller, through the one door.
 
 mod references;
@@ -38,19 +38,19 @@ impl CallerExports {
     }
 }
 
-/// Where in the exports of one kind a listing goes on.
+/// The place in the exports of one kind at which a listing continues.
 #[derive(Debug, Eq, PartialEq)]
 enum After<'a> {
-    /// All of them come.
+    /// All exports of the kind follow.
     Start,
-    /// Those behind this name.
+    /// The exports after this name follow.
     Name(&'a str),
-    /// They are all behind the listing.
+    /// No export of the kind follows.
     Past,
 }
 
 impl<'a> After<'a> {
-    /// `first` is the name that all exports of the kind begin with.
+    /// `first` is the prefix of all exports of the kind.
     fn of(first: ExportName<'_>, after: Option<&'a str>) -> Self {
         let prefix = first.to_string();
         match after.map(|after| (after, after.strip_prefix(&prefix))) {
@@ -198,7 +198,7 @@ fn extents(extents: &[varve_store::Extent]) -> Vec<Extent> {
     extents.iter().map(extent).collect()
 }
 
-/// What a client is told when an operation fails on the export `name`, at `offset` of it.
+/// Converts the error of an operation on the export `name`, at `offset`, for its client.
 fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
     match error {
         Error::Store(error) => refuse_store(error, name, offset),

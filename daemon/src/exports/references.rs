@@ -1,4 +1,4 @@
-//! Snapshots that an export tells its changes since.
+//! Snapshots against which an export reports changes.
 
 use varve_nbd::{ChangedExtent, ExportError};
 use varve_store::{ChangeExtent, SnapshotReader};
@@ -26,7 +26,8 @@ impl References {
         }
     }
 
-    /// Chooses these, in place of others. Which of them there are, and complete.
+    /// Chooses these snapshots in place of earlier ones. Returns those that exist and are
+    /// completed.
     pub(super) async fn choose(&mut self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
         self.chosen.clear();
         let found = self.find(snapshots).await?;
@@ -58,7 +59,7 @@ impl References {
         names.map_err(|error| refuse(error, "", 0))
     }
 
-    /// The chosen one of this number.
+    /// The chosen snapshot with this number.
     pub(super) fn get(&self, number: usize) -> Result<&SnapshotReader, ExportError> {
         self.chosen
             .get(number)

@@ -58,13 +58,13 @@ fn info_of(name: String, record: &VolumeRecord) -> ExportInfo {
         description: format!("volume {} of {} bytes", record.id, record.size_bytes),
         size_bytes: record.size_bytes,
         access: Access::Writable {
-            // One journal takes the writes of all connections.
+            // All connections write to one journal.
             flush_covers_all: true,
         },
     }
 }
 
-/// One volume, as long as it stays attached.
+/// One volume, while it stays attached.
 #[derive(Debug)]
 pub(crate) struct VolumeExport {
     info: ExportInfo,

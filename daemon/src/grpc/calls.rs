@@ -36,8 +36,7 @@ pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
     arrives.cloned().unwrap_or_default()
 }
 
-/// Decodes a request for an operation. A request that makes no sense is refused before the
-/// operation begins.
+/// Decodes a request for an operation. An invalid request is refused before the operation begins.
 pub(super) fn decoded<T>(
     caller: &Caller,
     action: Action,
@@ -58,8 +57,8 @@ pub(super) async fn answer<T, M>(
     Ok(Response::new(encode(outcome)))
 }
 
-/// The answer of an operation whose outcome is a stream. Its place moves as messages go out, and is
-/// given up if they do not while others wait for it.
+/// The answer of an operation whose outcome is a stream. Its place moves as messages go out. If
+/// they do not go out while others wait for the place, the stream gives it up.
 pub(super) async fn stream<T, M>(
     operation: impl Future<Output = Result<Items<T>>>,
     encode: impl Fn(T) -> M + Send + 'static,

@@ -9,7 +9,7 @@ use crate::{
     service::Error,
 };
 
-/// Why a call fails.
+/// The reason why a call fails.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The operation fails.
@@ -22,7 +22,7 @@ pub(super) enum Failure {
     /// The client does not take the answer.
     #[error("the client took nothing of the answer for {seconds} seconds")]
     Untaken {
-        /// How long.
+        /// The time without progress.
         seconds: u64,
     },
 }
@@ -97,13 +97,13 @@ fn kind(code: Code) -> ErrorKind {
 }
 
 /// The metadata that distinguishes "try again later" from a full disk, which has the same code:
-/// gRPC clients retry after so many milliseconds.
+/// gRPC clients retry after this many milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
         if let Failure::Receive(status) = failure {
-            // With what it says of when to come again.
+            // Keep the metadata that says when to try again.
             return status.clone();
         }
         let mut status = Self::new(code(failure.kind()), failure.to_string());

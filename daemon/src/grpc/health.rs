@@ -1,4 +1,4 @@
-//! The standard health service: it reports if snapshots and content can be written and read.
+//! The standard health service: it reports whether snapshots and content can be written and read.
 //!
 //! The whole daemon (the empty name) and the services that write are NOT_SERVING when the store has
 //! stopped writing, and all services are when the daemon stops.

@@ -1,4 +1,4 @@
-//! Accepting of connections: without end, checked for HTTP/2, bounded in number.
+//! Accepts connections: checked for HTTP/2, bounded in number. No failure ends this.
 //!
 //! ```text
 //! listener ──accept──> handshake: TLS, preface ──> seat ──> Connection
@@ -41,7 +41,7 @@ use crate::{
 
 /// The first bytes from an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Connections that are ready and wait to be served; they have their places already.
+/// Connections that have seats and wait to be served.
 const READY_MAX: usize = 16;
 
 /// Makes the TLS acceptor of the next client.
@@ -89,7 +89,7 @@ trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
 impl Connections {
-    /// At most so many.
+    /// At most `max` connections.
     #[must_use]
     pub fn new(max: usize, tasks: Tasks) -> Arc<Self> {
         Arc::new(Self {
@@ -184,7 +184,7 @@ impl Connections {
         }
     }
 
-    /// Sees a connection through its handshake to its seat.
+    /// Takes a connection through its handshake to its seat.
     async fn let_in<S: Socket + 'static>(
         &self,
         socket: S,
@@ -228,7 +228,8 @@ impl Connections {
     }
 }
 
-/// TLS, if there is any, and the words by which a client shows that it speaks HTTP/2.
+/// Handles TLS, if there is any, and reads the preface by which a client shows that it speaks
+/// HTTP/2.
 async fn shake_hands<S: Socket + 'static>(
     socket: S,
     tls: Option<Tls>,
@@ -255,7 +256,7 @@ async fn shake_hands<S: Socket + 'static>(
     Ok(socket)
 }
 
-/// A socket that connections come from, set up for what gRPC does with them.
+/// A socket that accepts connections, set up for gRPC.
 trait Listener: Send + Sync + 'static {
     type Socket: Socket + 'static;
 
@@ -292,11 +293,11 @@ impl Listener for TcpListener {
 /// A connection with a seat.
 pub struct Connection {
     socket: Box<dyn Socket>,
-    /// The part of the preface that is still to be read once more, by the HTTP/2 server.
+    /// The part of the preface that the HTTP/2 server still has to read again.
     early: &'static [u8],
     peer: Peer,
     seat: Arc<Seat>,
-    /// None once it has been.
+    /// `None` once the connection has been displaced.
     displaced: Option<BoxFuture<'static, ()>>,
 }
 
@@ -352,7 +353,7 @@ impl AsyncRead for Connection {
                 ready!(displaced.as_mut().poll(context));
                 self.displaced = None;
             }
-            // As if the peer had closed it.
+            // Report an end of file, as if the peer had closed the connection.
             return Poll::Ready(Ok(()));
         }
         read

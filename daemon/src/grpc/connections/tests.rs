@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::*;
 
-/// Connections of a unix socket, as who serves them gets them.
+/// Accepts connections of a unix socket, as the server receives them.
 struct Fixture {
     _directory: tempfile::TempDir,
     path: PathBuf,

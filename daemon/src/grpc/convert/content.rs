@@ -48,7 +48,7 @@ fn record_id<K: IdKind>(field: &'static str, text: &str) -> Result<RecordId<K>> 
     id.map_err(|error| Error::field(field, error.to_string()))
 }
 
-/// Where a snapshot of another store comes from.
+/// The lineage of a snapshot of another store.
 fn lineage(lineage: v1::SnapshotLineage) -> Result<Lineage> {
     let origin = match (&*lineage.volume_id, &*lineage.volume_name) {
         ("", "") => None,
@@ -171,7 +171,7 @@ fn plain_chunk(chunk: &VerifiedChunk) -> v1::Chunk {
     v1::Chunk {
         id: Bytes::copy_from_slice(chunk.id().as_bytes()),
         codec: v1::Codec::Raw.into(),
-        // The chunker makes none that come near 4 GiB.
+        // The chunker makes no chunks of nearly 4 GiB.
         plain_bytes: u32::try_from(chunk.plain().len()).unwrap_or(u32::MAX),
         payload: chunk.plain().clone(),
     }

@@ -1,4 +1,4 @@
-//! Collections and what they find, as messages.
+//! Collections, plans and usage as messages.
 
 use varve_proto::v1;
 use varve_store::{GcAction, GcPhase, GcPlan, GcProgress, GcReport, GcStatus, GcStep, Usage};
@@ -48,11 +48,11 @@ pub(in crate::grpc) fn gc_status(status: GcStatus) -> v1::GcStatus {
     v1::GcStatus { running, last }
 }
 
-/// Bytes of dead records that the last collection has left, about: the files that it removed had
-/// headers, too.
+/// Approximate bytes of dead records that the last collection has left: the files that it removed
+/// had headers, too.
 pub(in crate::grpc) fn dead_bytes(status: &GcStatus) -> Option<u64> {
     let report = status.last.as_ref()?.outcome.as_ref().ok()?;
-    // Stopped before it knew.
+    // Stopped before it had counted them.
     if report.passes == 0 {
         return None;
     }

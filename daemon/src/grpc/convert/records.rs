@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// A snapshot, with how far it has come if it is pending.
+/// A snapshot, with its progress while it is pending.
 pub(in crate::grpc) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
     let Snapshot { record, progress } = snapshot;
     let content = record.content().copied();
@@ -53,7 +53,7 @@ pub(in crate::grpc) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
     }
 }
 
-/// What became of a snapshot that was to be deleted.
+/// The outcome of one deletion.
 pub(in crate::grpc) fn deletion(outcome: Result<Snapshot>) -> v1::SnapshotDeletion {
     match outcome {
         Ok(deleted) => v1::SnapshotDeletion {
