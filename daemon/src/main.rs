@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(error, USAGE),
     };
-    // The only provider that is linked. It fails when one was installed before, which does as well.
+    // The only linked provider. If one was installed before, the call fails, and that one serves.
     let _ = rustls::crypto::ring::default_provider().install_default();
     if cli.check_config {
         return match Prepared::new(&config) {
@@ -118,9 +118,10 @@ fn main() -> ExitCode {
     code
 }
 
-/// Prints why the daemon did nothing. Not to the log, which may go elsewhere or be filtered.
+/// Prints the reason why the daemon did nothing. It does not log it: the log may go elsewhere or be
+/// filtered.
 fn complain(error: impl Display, code: u8) -> ExitCode {
-    // If the message cannot be written, the exit code has to do.
+    // If the message cannot be written, only the exit code is left.
     let _ = writeln!(stderr(), "varved: {error}");
     ExitCode::from(code)
 }
@@ -204,7 +205,7 @@ async fn serve(
         }
     };
     let lines = export_lines(server.addresses());
-    // The parent process may not read it, and the pipe may be full.
+    // The parent process may not read the pipe, and the pipe may be full.
     drop(tokio::task::spawn_blocking(move || say(lines)));
     let asked = loop {
         tokio::select! {
@@ -213,7 +214,7 @@ async fn serve(
                     info!(signal = name, "asked to stop");
                     break true;
                 }
-                // From a file system that hangs it may take for ever.
+                // Reading from a file system that hangs may take for ever.
                 Asked::Reload => tokio::select! {
                     () = reload(arguments, &server, telemetry) => {}
                     name = signals.end() => {
@@ -233,7 +234,7 @@ async fn serve(
         name = signals.end() => {
             error!(signal = name, "asked again: ending at once");
             telemetry.flush();
-            // Not by returning, which would wait for the store's threads.
+            // Do not return: that would wait for the store's threads.
             std::process::exit(FAILURE.into());
         }
     }

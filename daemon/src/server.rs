@@ -109,7 +109,7 @@ impl Prepared {
     }
 }
 
-/// Where a daemon is reached.
+/// The addresses of a daemon.
 #[derive(Debug, Clone)]
 pub struct Addresses {
     /// The unix socket of gRPC.
@@ -132,10 +132,10 @@ pub struct Server {
     uploads: Arc<Uploads<varve_store::Ingest>>,
     health: Health,
     stop: CancellationToken,
-    /// One for each listener. None ends before the stop.
+    /// One task for each listener. None ends before the stop.
     services: Vec<Task<()>>,
     addresses: Addresses,
-    /// With the service that each is of.
+    /// Each with the name of its service.
     tls: Vec<(&'static str, Arc<ServerTls>)>,
     _socket_files: [Option<SocketFile>; 2],
 }
@@ -377,7 +377,7 @@ impl Server {
         })
     }
 
-    /// Where it is reached.
+    /// The addresses of the daemon.
     #[must_use]
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
@@ -390,11 +390,11 @@ impl Server {
         }
     }
 
-    /// Waits until a listener is served no more, which only a defect can bring about. A daemon that
-    /// cannot be reached should end, for its service manager to see.
+    /// Waits until a listener ends, which only a defect can cause. A daemon that cannot be reached
+    /// should end, so that its service manager sees it.
     pub async fn failed(&mut self) {
         let (outcome, position, _) = future::select_all(&mut self.services).await;
-        // It must not be polled again.
+        // Remove the task: it must not be polled again.
         drop(self.services.swap_remove(position));
         match outcome {
             Ok(()) => error!("a listener has ended"),
@@ -429,7 +429,7 @@ async fn close(store: &Store) {
     }
 }
 
-/// Tells systemd, or whatever manages services in its way, how the daemon is.
+/// Reports the state of the daemon to systemd, or to a service manager with the same protocol.
 fn tell_service_manager(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!(%error, "cannot notify the service manager");
@@ -449,7 +449,7 @@ async fn listen_tcp(
     Ok(Some((listener, taken)))
 }
 
-/// Where NBD is served.
+/// The URIs of NBD's addresses.
 fn nbd_servers(unix: &Path, tcp: Option<SocketAddr>, has_tls: bool) -> Vec<ServerUri> {
     let of_tcp = if has_tls {
         ServerUri::Tls
@@ -520,7 +520,7 @@ fn check_clock(now: SystemTime) -> Result<(), StartError> {
 
 /// Work that runs until the daemon stops.
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
-    // Nothing is lost with work that is dropped.
+    // Dropping the work loses nothing.
     let _ = stop.run_until_cancelled(work).await;
 }
 

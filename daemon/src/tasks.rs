@@ -91,7 +91,7 @@ impl<T> Future for Task<T> {
         let name = self.name;
         Pin::new(&mut self.handle)
             .poll(context)
-            // Panics were caught inside; what is left is an abort.
+            // Panics were caught inside the task, so this is an abort.
             .map(|joined| joined.unwrap_or(Err(TaskEnded::Stopped { name })))
     }
 }
@@ -114,7 +114,7 @@ impl<T> Drop for TiedTask<T> {
     }
 }
 
-/// Why a task has no result.
+/// The reason why a task has no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskEnded {
     /// A defect; the log has the details.

@@ -74,13 +74,13 @@ fn cost_bytes(step: usize) -> usize {
 pub struct Buffered<S: AsFd> {
     socket: S,
     pool: Arc<BufferPool>,
-    /// Of [`SEND_BUFFER_STEPS`].
+    /// Index into [`SEND_BUFFER_STEPS`].
     step: usize,
     /// Taken from the pool.
     charged_bytes: usize,
     /// Since the last step.
     sent_bytes: u64,
-    /// Runs while something was taken from the pool.
+    /// Runs while bytes are taken from the pool.
     rest: Option<Pin<Box<Sleep>>>,
 }
 
@@ -109,7 +109,7 @@ impl<S: AsFd> Buffered<S> {
         let Some(&size) = SEND_BUFFER_STEPS.get(step) else {
             return;
         };
-        // The kernel cuts it down to its own limit. Otherwise there is no reason to fail.
+        // The kernel cuts the size to its own limit. There is no other reason to fail.
         if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&self.socket, size) {
             debug!(size, %error, "cannot set the send buffer of a socket");
         }
@@ -124,7 +124,7 @@ impl<S: AsFd> Buffered<S> {
         if next >= SEND_BUFFER_STEPS.len() || !has_proved {
             return false;
         }
-        // If the pool is used up it is asked again after as much.
+        // If the pool is used up, ask again after as many bytes.
         self.sent_bytes = 0;
         let more_bytes = cost_bytes(next).saturating_sub(self.charged_bytes);
         if more_bytes > 0 && !self.pool.take(more_bytes) {

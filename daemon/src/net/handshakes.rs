@@ -26,7 +26,7 @@ struct Open {
     displaced: CancellationToken,
 }
 
-/// One of them, until this is dropped.
+/// A handshake, until this is dropped.
 #[derive(Debug)]
 pub struct Handshake {
     all: Arc<Handshakes>,
@@ -34,7 +34,7 @@ pub struct Handshake {
 }
 
 impl Handshakes {
-    /// At most `max`, which is not zero.
+    /// At most `max` handshakes; `max` is not zero.
     #[must_use]
     pub fn new(max: usize) -> Arc<Self> {
         assert!(max > 0, "a listener has handshakes");

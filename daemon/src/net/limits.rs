@@ -9,8 +9,8 @@ pub const HANDSHAKES_MAX: usize = 256;
 /// The same, however few places there are.
 pub const HANDSHAKES_LEAST: usize = 16;
 
-/// Handshakes at one listener of a service with `places`: each takes a descriptor, too, and where
-/// these are short there are few places.
+/// Handshakes at one listener of a service with `places`. Each takes a descriptor, too, and a
+/// service has few places where descriptors are short.
 #[must_use]
 pub const fn handshakes_max(places: usize) -> usize {
     let wanted = places / 4;

@@ -23,7 +23,7 @@ pub struct Places {
 struct State {
     taken: usize,
     remote: usize,
-    /// Of these, for each host that has any.
+    /// The part of `remote` that each host has.
     by_host: HashMap<PeerKey, usize>,
 }
 
@@ -63,7 +63,7 @@ impl Places {
         self.state.lock().taken
     }
 
-    /// Takes one.
+    /// Takes a place.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
 //! Places whose idle holders give way.
 //!
-//! If a service has no place left, a new connection ends an idle one: that of the peer with the
-//! most idle connections which has been idle for longest. The new connection must be allowed to
-//! have its place: it is of the same host if the host has its share already, and over TCP if the
-//! new one comes over TCP.
+//! If a service has no place left, a new connection ends an idle one: of the peer with the most
+//! idle connections, the one that has been idle for longest. The new connection must be allowed to
+//! take its place: the idle one is of the same host if the host has its share already, and comes
+//! over TCP if the new one does.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Taken {
         (state.place.is_some() && state.busy == 0).then_some(state.idle_since)
     }
 
-    /// Gives way, unless it has got busy meanwhile.
+    /// Gives way, unless it has become busy meanwhile.
     fn give_way(&self) -> bool {
         let mut state = self.state.lock();
         let gives_way = state.busy == 0 && state.place.take().is_some();
@@ -153,7 +153,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut all = self.all.taken.lock();
         all.retain(|other| !Arc::ptr_eq(other, &self.taken));
-        // Not before: a newcomer without a place looks among these.
+        // Free the place last: a newcomer without a place looks among the seats of this list.
         self.taken.state.lock().place = None;
     }
 }

@@ -152,7 +152,8 @@ impl Found {
                     return Err(refuse(why.to_owned()));
                 }
             };
-            // A socket of another kind stays where it is, and is taken as that.
+            // `take_unix_listener` leaves a socket of another kind in place for
+            // `take_tcp_listener`.
             let is_new = if let Ok(Some(listener)) = self.sockets.take_unix_listener(index) {
                 listener.set_nonblocking(true).map_err(unreadable)?;
                 let listener = UnixListener::from_std(listener).map_err(unreadable)?;
@@ -184,7 +185,7 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Where it is.
+    /// Path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -207,9 +208,9 @@ impl Drop for SocketFile {
 /// A listening unix socket.
 #[derive(Debug)]
 pub struct UnixService {
-    /// Where connections come from.
+    /// The listener.
     pub listener: UnixListener,
-    /// Where it is.
+    /// Path of the socket.
     pub path: PathBuf,
     /// Removed with the daemon, unless the service manager made it.
     pub file: Option<SocketFile>,
@@ -240,13 +241,13 @@ pub async fn serve_unix(
     })
 }
 
-/// Where an inherited socket is; it may have another kind of name.
+/// Path of an inherited socket; its name may be of another kind.
 fn path_of(listener: &UnixListener) -> Option<PathBuf> {
     let address = listener.local_addr().ok()?;
     address.as_pathname().map(Path::to_owned)
 }
 
-/// Where the unix sockets of `config` are: gRPC's, then NBD's, which is beside it unless a setting
+/// Paths of the unix sockets of `config`: gRPC's, then NBD's, which is beside it unless a setting
 /// names another place. Without a setting they are in its `run_dir`, so that clients find the
 /// daemon by default. If the daemon cannot use that directory, or another daemon has its sockets
 /// there, they are in the data directory.
@@ -295,7 +296,7 @@ pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, Pat
 /// Creates a directory that everyone may search, and only this user may write to.
 fn make_run_dir(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(path) {
-        // Whatever the umask has taken off.
+        // Restore the permissions that the umask has removed.
         Ok(()) => return fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
@@ -400,7 +401,7 @@ async fn remove_stale(path: &Path) -> Result<(), SocketError> {
         Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(refuse("connect to")(error))
         }
-        // Connected, or so busy that it cannot be: somebody is there.
+        // Connected, or too busy to accept: a process serves it.
         Ok(_) | Err(_) => Err(SocketError::InUse {
             path: path.to_owned(),
         }),

@@ -45,7 +45,7 @@ pub fn check_client(config: &CopiesConfig) -> Result<(), ServerError> {
         roots(authorities)?;
     }
     if let Some((cert, key)) = &config.identity {
-        // Made for a server, the same is asked of a client's.
+        // Checked like a server's identity: the conditions are the same.
         let files = TlsConfig {
             cert: cert.clone(),
             key: key.clone(),

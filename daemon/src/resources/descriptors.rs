@@ -53,7 +53,7 @@ pub struct TooFew {
     limit: u64,
 }
 
-/// Number of descriptors for `volumes` attached volumes and so many NBD connections.
+/// Number of descriptors for `volumes` attached volumes and `nbd_connections`.
 #[must_use]
 pub const fn asked_for(volumes: u64, nbd_connections: usize) -> u64 {
     DESCRIPTORS_FIXED
@@ -62,15 +62,15 @@ pub const fn asked_for(volumes: u64, nbd_connections: usize) -> u64 {
         + (descriptors_of(CONNECTIONS_MAX) + descriptors_of(nbd_connections)) as u64
 }
 
-/// Number of descriptors of a service with so many connection slots, including the handshakes at
-/// its two listeners beyond the fixed ones.
+/// Number of descriptors of a service with this many places, including the handshakes at its two
+/// listeners beyond the fixed ones.
 const fn descriptors_of(places: usize) -> usize {
     places + 2 * (handshakes_max(places) - HANDSHAKES_LEAST)
 }
 
-/// The most places for which so many descriptors are enough.
+/// The most places that these descriptors allow.
 fn places_of(descriptors: usize) -> usize {
-    // Half again as many at most: so no more than a few steps from the answer.
+    // Descriptors are at most half again as many as places, so the answer is a few steps away.
     let mut places = descriptors * 2 / 3;
     while descriptors_of(places + 1) <= descriptors {
         places += 1;
@@ -103,7 +103,7 @@ impl Descriptors {
             .max(rest.saturating_sub(connections_max))
             .clamp(JOURNAL_DESCRIPTORS_LEAST, journals_max);
         let connections = rest - journals;
-        // NBD gets its share of them, but never so much that gRPC is left with less than a quarter.
+        // NBD gets its share of the connections, but leaves at least a quarter to gRPC.
         let grpc_least = (connections / 4).min(grpc_max);
         let nbd = (connections * nbd_max).div_ceil(connections_max);
         let nbd = nbd.clamp(1, nbd_max.min(connections - grpc_least));
@@ -218,7 +218,7 @@ mod tests {
                 nbd_connections: 4096,
             }
         );
-        // As the documentation says.
+        // As documented.
         assert_eq!(wanted, 19_048);
         assert_eq!(asked_for(0, NBD_CONNECTIONS_MAX), 10_856);
     }

@@ -25,17 +25,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The shared resource, and the rules of sharing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    /// In words, for a caller that gets none: "uploads", "bytes of requests".
+    /// A name for errors: "uploads", "bytes of requests".
     pub(crate) what: &'static str,
-    /// All that there is.
+    /// The total amount.
     pub(crate) total: u64,
-    /// The part of it that only peers on this machine get.
+    /// The part of it that is reserved for peers on this machine.
     pub(crate) local: u64,
     /// The most that one holder gets.
     pub(crate) of_one: u64,
-    /// How many may wait.
+    /// The most callers that may wait.
     pub(crate) waiting: usize,
-    /// A holder that is so far behind gives way to callers that wait.
+    /// A holder that is this far behind gives way to waiting callers.
     pub(crate) yields_after: Duration,
     /// Bytes that a holder has to move per second, on average, to keep up.
     pub(crate) pace: u64,
@@ -44,9 +44,9 @@ pub(crate) struct Rules {
 /// The holder of a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Holder {
-    /// Holders with the same number share what one gets.
+    /// Holders with the same number share the limit of one.
     pub(crate) number: u64,
-    /// On this machine.
+    /// True for a peer on this machine.
     pub(crate) is_local: bool,
 }
 
@@ -58,7 +58,7 @@ impl Holder {
     };
 }
 
-/// As much is under way as is allowed.
+/// The limit on work under way is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the limit of {0} under way is reached: try again later")]
 pub(crate) struct Busy(pub(crate) &'static str);
@@ -74,7 +74,7 @@ pub(crate) struct GaveWay {
     seconds: u64,
 }
 
-/// Something that is shared. Clones are handles to the same.
+/// A shared resource. Clones are handles to the same one.
 #[derive(Debug, Clone)]
 pub(crate) struct Shares(Arc<Inner>);
 
@@ -92,7 +92,7 @@ struct State {
     /// The amount of each holder.
     of: HashMap<u64, u64>,
     holds: BTreeMap<u64, Held>,
-    /// In the order in which they came.
+    /// In order of arrival.
     queue: VecDeque<Waiting>,
 }
 
@@ -100,11 +100,11 @@ struct State {
 struct Held {
     holder: Holder,
     amount: u64,
-    /// Until when what it has moved is enough.
+    /// The time up to which the holder has kept pace.
     moved: Instant,
-    /// Nothing moves because of the daemon, not because of the holder.
+    /// True while the daemon, not the holder, is the reason that nothing moves.
     is_settled: bool,
-    /// Waits that the holder cannot help; there may be several at one time.
+    /// Number of waits that the holder cannot help.
     excuses: usize,
     gives_way: CancellationToken,
 }
@@ -118,7 +118,7 @@ struct Waiting {
     granted: oneshot::Sender<()>,
 }
 
-/// A part of what is shared, until this is dropped.
+/// A part of the resource, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Hold {
     shares: Shares,
@@ -135,7 +135,7 @@ impl Shares {
         }))
     }
 
-    /// Takes a part; waits for it, if `within` is not zero.
+    /// Takes a part. Waits for it up to `within`.
     pub(crate) async fn take(
         &self,
         holder: Holder,
@@ -178,27 +178,27 @@ impl Shares {
                 biased;
                 granted = &mut granted => return match granted {
                     Ok(()) => Ok(hold),
-                    // The place in the queue was given to another.
+                    // The place in the queue went to another caller.
                     Err(_) => Err(Busy(rules.what)),
                 },
                 () = tokio::time::sleep_until(look.min(deadline)) => {}
             }
             if Instant::now() >= deadline {
-                // A part that was granted just now goes back.
+                // If the part was granted just now, the drop returns it.
                 return Err(Busy(rules.what));
             }
             self.look(holder);
         }
     }
 
-    /// How much is held.
+    /// The amount that is held.
     #[cfg(test)]
     pub(crate) fn held(&self) -> u64 {
         self.0.state.lock().held
     }
 
-    /// Makes the holder give way that is furthest behind. Peers of the network do not take from
-    /// peers on this machine.
+    /// Makes the holder that is furthest behind give way. Network peers take nothing from peers on
+    /// this machine.
     fn look(&self, waiting: Holder) {
         let now = Instant::now();
         let yields_after = self.0.rules.yields_after;
@@ -269,7 +269,7 @@ impl State {
         }
     }
 
-    /// Gives what there is to those in the queue.
+    /// Grants free parts to waiting callers.
     fn grant(&mut self, rules: &Rules) {
         loop {
             let fitting = self.queue.iter().enumerate();
@@ -295,7 +295,7 @@ impl State {
                 gives_way: waiting.gives_way,
             };
             self.holds.insert(waiting.number, held);
-            // A caller that has gone gives it back.
+            // If the caller has gone away, dropping its hold returns the part.
             let _ = waiting.granted.send(());
         }
     }
@@ -330,7 +330,7 @@ impl Hold {
         Some(change(held, &inner.rules))
     }
 
-    /// So much has moved: the holder is less behind.
+    /// Counts `amount` as moved: the holder is less behind.
     pub(crate) fn moved(&self, amount: u64) {
         self.with(|held, rules| {
             let time = Duration::from_micros(amount.saturating_mul(1_000_000) / rules.pace.max(1));
@@ -340,12 +340,12 @@ impl Hold {
         });
     }
 
-    /// Enough has moved, whatever was before.
+    /// Counts the holder as in pace, whatever was before.
     pub(crate) fn is_alive(&self) {
         self.with(|held, _| held.moved = Instant::now());
     }
 
-    /// Says whether nothing has to move for now, because the daemon works on what is held.
+    /// Sets whether the holder is excused from moving, because the daemon works on the held part.
     pub(crate) fn settle(&self, is_settled: bool) {
         self.with(|held, _| {
             held.is_settled = is_settled;
@@ -353,7 +353,7 @@ impl Hold {
         });
     }
 
-    /// Holds so much more, if there is so much.
+    /// Holds `amount` more, if that much is free.
     pub(crate) fn grow(&self, amount: u64) -> Result<(), Busy> {
         let inner = &self.shares.0;
         let mut state = inner.state.lock();
@@ -373,7 +373,7 @@ impl Hold {
         Ok(())
     }
 
-    /// Waits until this has to be given up for others.
+    /// Waits until the part has to be given up for others.
     pub(crate) fn gives_way(&self) -> impl Future<Output = GaveWay> + Send + use<> {
         let (gives_way, rules) = (self.gives_way.clone(), self.shares.0.rules);
         async move {
@@ -385,7 +385,7 @@ impl Hold {
         }
     }
 
-    /// Does some work, unless this has to be given up for others first.
+    /// Does some work, unless the part has to be given up first.
     pub(crate) async fn unless_it_gives_way<T>(
         &self,
         work: impl Future<Output = T>,
@@ -397,8 +397,7 @@ impl Hold {
         }
     }
 
-    /// Waits for something that the holder cannot help. There may be several such waits at one
-    /// time.
+    /// Waits for something that the holder cannot help. Several such waits may overlap.
     pub(crate) async fn excused<T>(&self, wait: impl Future<Output = T>) -> T {
         let _excuse = Excuse::of(self);
         wait.await

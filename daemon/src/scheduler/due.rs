@@ -1,4 +1,4 @@
-//! Whether it is time for a collection. Pure.
+//! Decides when a collection is due. Pure.
 //!
 //! Time only decides what is worth doing. No time makes a collection safe or unsafe.
 
@@ -9,7 +9,7 @@ use crate::{
     limits::{FREE_PERCENT_LOW, GC_LOW_SPACE_INTERVAL},
 };
 
-/// What is known at a moment.
+/// The facts for the decision at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     /// Nanoseconds since 1970.
@@ -24,7 +24,7 @@ pub(super) struct Moment {
 /// Why a collection is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// The last one is long ago.
+    /// The interval since the last collection has passed.
     Interval,
     /// The window of the day has begun.
     Window,
@@ -40,7 +40,7 @@ impl Moment {
 
     /// The reason for a collection now, if there is one. `last_ns` is when the last one began.
     pub(super) fn due(&self, when: GcTime, last_ns: Option<u64>) -> Option<Reason> {
-        // A clock that was set back says nothing about the last one.
+        // After a clock was set back, the time of the last collection is unknown.
         let since = last_ns.and_then(|last| self.unix_ns.checked_sub(last));
         let since = since.map(Duration::from_nanos);
         let has_passed = |time: Duration| since.is_none_or(|since| since >= time);
@@ -51,7 +51,7 @@ impl Moment {
             GcTime::Window(window) => {
                 let minutes = window.minutes_in(self.minute_of_day);
                 let passed = minutes.map(|minutes| Duration::from_mins(minutes.into()));
-                // The last one began before the window did.
+                // The last collection began before the window did.
                 let is_first = passed.is_some_and(|passed| since.is_none_or(|it| it > passed));
                 is_first.then_some(Reason::Window)
             }

@@ -1,6 +1,6 @@
 //! Work that the daemon begins by itself, when it is time.
 //!
-//! - `due`: whether it is time for a collection.
+//! - `due`: decides when a collection is due.
 
 mod due;
 
@@ -93,7 +93,7 @@ impl Collections {
                 () = &mut over, if !is_over => {
                     is_over = true;
                     match self.stop.is_cancelled() {
-                        // The next start goes on with it.
+                        // The daemon continues the collection after its next start.
                         true => self.store.gc_end(),
                         false => self.store.gc_stop(),
                     }
@@ -145,9 +145,9 @@ fn tell(elapsed: Duration, outcome: Result<GcReport, Error>) {
     }
 }
 
-/// What is known now.
+/// The facts for the decision now.
 async fn moment(data_dir: PathBuf) -> Result<Moment, String> {
-    // A file system may take its time.
+    // A file system may take long to answer.
     let found = tokio::task::spawn_blocking(move || statvfs(&data_dir)).await;
     let found = found.map_err(|error| error.to_string())?;
     let found = found.map_err(|error| error.to_string())?;

@@ -31,15 +31,15 @@ use crate::{
     tasks::panic_message,
 };
 
-/// How long the end of the process waits for lines that are still queued.
+/// Time that the end of the process waits for queued lines.
 const FLUSH_AT_END: Duration = Duration::from_secs(1);
-/// How long a panic waits for its line to be written: the process may be about to abort.
+/// Time that a panic waits for its line to be written: the process may be about to abort.
 const FLUSH_AT_PANIC: Duration = Duration::from_millis(200);
 
-/// Why logging cannot start.
+/// The reason why logging cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The system gives no thread.
+    /// The system cannot start a thread.
     #[error("cannot start the thread that writes the log: {0}")]
     Thread(io::Error),
     /// Logging was started before.
@@ -47,7 +47,7 @@ pub enum TelemetryError {
     Taken(String),
 }
 
-/// The running log. Lines that wait are written when it is dropped.
+/// The running log. Dropping it writes the queued lines.
 pub struct Telemetry {
     sink: Sink,
     set_filter: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
@@ -55,11 +55,11 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Logs by another filter from now on.
+    /// Replaces the filter of the log.
     ///
     /// # Errors
     ///
-    /// The filter makes no sense; the old one stays.
+    /// The filter is invalid; the old one stays.
     pub fn set_filter(&self, filter: &str) -> Result<(), String> {
         (self.set_filter)(parse_filter(filter)?)
     }
@@ -78,7 +78,7 @@ impl fmt::Debug for Telemetry {
 
 /// Starts logging for this process, panics included.
 ///
-/// # Errors
+/// The system cannot start a thread, or logging was started before.
 ///
 /// The system gives no thread, or logging was started before.
 pub fn start(config: &LogConfig) -> Result<Telemetry, TelemetryError> {
@@ -88,7 +88,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, TelemetryError> {
     let filter = parse_filter(&config.filter).map_err(|why| taken(&why))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // It would be printed to standard error, and panic where that cannot be.
+        // The subscriber would print its errors to standard error, and panic if it cannot.
         .log_internal_errors(false);
     let set_filter: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
     match config.format {
@@ -163,8 +163,7 @@ struct FieldWriter<'a> {
 impl Visit for FieldWriter<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
-        // Where in the sources of a library a record was made, if it does not speak the language of
-        // this log itself.
+        // Skip the source location that `tracing_log` adds to records of libraries that use `log`.
         if self.result.is_err() || name.starts_with("log.") {
             return;
         }

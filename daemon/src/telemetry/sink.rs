@@ -1,7 +1,7 @@
 //! The sink of log lines: a bounded queue, and a thread that writes them.
 //!
-//! Invariants: logging never waits, fails or panics, whatever becomes of the log's reader, its file
-//! system or its terminal. A line that cannot be written, or that finds the queue full, is lost and
+//! Invariants: logging never waits, fails or panics, even if the log's reader, file system or
+//! terminal fails. A line that cannot be written, or that finds the queue full, is lost and
 //! counted. Before the next line that can be written, another line reports the number of lost lines
 //! and the reason.
 
@@ -18,15 +18,15 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::limits::{LOG_LINE_BYTES_MAX, LOG_QUEUE_BYTES_MAX};
 
-/// Where to put lines. Clones share one queue.
+/// The entry to the queue of lines. Clones share one queue.
 #[derive(Clone)]
 pub(super) struct Sink(Arc<Shared>);
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is something to write, or to end for.
+    /// Signals that there is a line to write, or that the thread has to end.
     filled: Condvar,
-    /// There is nothing more to write.
+    /// Signals that nothing is left to write.
     drained: Condvar,
 }
 
@@ -36,14 +36,14 @@ struct Queue {
     bytes: usize,
     /// Lost lines that are not reported yet.
     lost: u64,
-    /// Why the last of them was lost.
+    /// The reason why the last of them was lost.
     why: Option<io::ErrorKind>,
     /// True if a line has been taken out and is being written.
     is_writing: bool,
     is_closed: bool,
 }
 
-/// Ends the thread when it is dropped, after a moment for what is queued.
+/// Ends the thread when it is dropped, after waiting a moment for queued lines.
 #[derive(Debug)]
 pub(super) struct Guard(Sink);
 
@@ -53,7 +53,7 @@ impl Sink {
     ///
     /// # Errors
     ///
-    /// The system gives no thread.
+    /// The system cannot start a thread.
     pub(super) fn start(
         output: impl Write + Send + 'static,
         is_json: bool,
@@ -119,7 +119,7 @@ impl Shared {
             let written = write(&mut output, told.as_deref(), &line);
             queue = self.queue.lock();
             match written {
-                // More may have been lost meanwhile.
+                // More lines may have been lost meanwhile.
                 Ok(()) => {
                     queue.lost -= lost;
                     queue.why = None;
@@ -146,7 +146,7 @@ fn told(lost: u64, why: Option<io::ErrorKind>, is_json: bool) -> String {
     };
     let told = format!("{lost} {lines} lost: {why}");
     if is_json {
-        // Nothing in it has to be escaped.
+        // None of its text needs escapes.
         format!("{{\"level\":\"WARN\",\"message\":\"{told}\"}}\n")
     } else {
         format!("varved: {told}\n")

@@ -32,7 +32,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(in crate::grpc) struct Place(pub(in crate::grpc) Arc<Hold>);
 
-/// The caller has gone.
+/// The caller has gone away.
 #[derive(Debug)]
 pub(super) struct Gone;
 
@@ -58,14 +58,14 @@ pub(super) struct Answer {
     pace: Pace,
 }
 
-/// Bytes that were handed to the connection and have not gone out.
+/// Bytes that were handed to the connection and have not reached the socket.
 #[derive(Debug, Default)]
 struct OnWay {
     messages: AtomicUsize,
     less: Notify,
 }
 
-/// Bytes that are on their way as long as this is there.
+/// Bytes that count as on their way until this is dropped.
 struct Tracked {
     bytes: Bytes,
     on_way: Arc<OnWay>,
@@ -97,7 +97,7 @@ impl Drop for Tracked {
 /// The rate at which a peer takes an answer.
 #[derive(Debug)]
 struct Pace {
-    /// Until when the bytes that it has taken are enough.
+    /// The time up to which the peer has kept pace: bytes that it takes move it on.
     taken: Instant,
 }
 
@@ -109,7 +109,7 @@ impl Pace {
     }
 }
 
-/// Time that a peer may take nothing of an answer that holds so many bytes.
+/// Time that a peer may take nothing of an answer that holds `held_bytes`.
 fn stall(held_bytes: usize) -> Duration {
     let mebibytes = u32::try_from(held_bytes >> 20).unwrap_or(u32::MAX);
     limits::ANSWER_STALL / mebibytes.saturating_add(1)
@@ -118,7 +118,7 @@ fn stall(held_bytes: usize) -> Duration {
 /// The reason why a wait for the peer ended.
 enum Wait<T> {
     Done(T),
-    /// The peer gets this status.
+    /// The wait ends the answer with this status.
     Ended(Status),
 }
 
@@ -150,7 +150,7 @@ impl Answer {
                 taken: Instant::now(),
             },
         };
-        // It may be asked again when it has passed.
+        // Fused, because it is polled again after it has passed.
         let mut deadline = pin!(deadline.fuse());
         let ended = tokio::select! {
             biased;
@@ -168,17 +168,17 @@ impl Answer {
             _ = &mut deadline => false,
         };
         if !has_gone_out {
-            // So that nothing of it is kept for a peer that takes nothing.
+            // Reset the stream: the connection keeps nothing for a peer that takes nothing.
             answer.stream.send_reset(h2::Reason::CANCEL);
         }
         Ok(())
     }
 
-    /// The status to end with, if it was not sent.
+    /// Sends the body. Returns the status to end with, unless the body has sent one.
     async fn send_all(&mut self, body: &mut Body) -> Result<Option<Status>, Gone> {
         loop {
             if let Some(Place(hold)) = &self.place {
-                // The answer waits for the daemon now, not for the peer.
+                // From here the answer waits for the daemon, not for the peer.
                 hold.settle(true);
             }
             let frame = poll_fn(|context| {

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::limits;
 
-/// How often something has come.
+/// Number of times that bytes have arrived.
 #[derive(Debug, Default)]
 pub(super) struct HeardAt(AtomicU64);
 
@@ -92,11 +92,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
 /// Signs of life of a peer.
 pub(super) struct Life {
     pings: Option<PingPong>,
-    /// When to look next.
+    /// The time of the next look.
     next: Instant,
-    /// How often something had come at the last look.
+    /// The number of arrivals at the last look.
     seen: u64,
-    /// True if it was asked then.
+    /// True if the last look sent a ping.
     asked: bool,
 }
 
@@ -110,7 +110,7 @@ impl Life {
         }
     }
 
-    /// Returns when the peer is not there any more. It may be dropped and called again.
+    /// Returns when the peer is gone. The future may be dropped and called again.
     pub(super) async fn ended(&mut self, heard: &HeardAt) {
         loop {
             sleep_until(self.next).await;
@@ -122,7 +122,7 @@ impl Life {
             self.seen = times;
             self.asked = is_silent;
             if let Some(pings) = &mut self.pings {
-                // An answer has to be taken before the next question.
+                // The next ping can be sent only after the pong to the last one was taken.
                 let _ = poll_fn(|context| pings.poll_pong(context)).now_or_never();
                 if is_silent {
                     let _ = pings.send_ping(Ping::opaque());

@@ -9,7 +9,7 @@ use crate::limits;
 pub(super) struct Method {
     /// The longest message of a request.
     pub(super) request_bytes: usize,
-    /// Bytes that a message takes for each of its own: in the buffer where it arrives, and decoded.
+    /// Bytes of memory for each byte of a message: in the buffer where it arrives, and decoded.
     pub(super) held_per_byte: u64,
     /// Fields of a request that are lists of messages with lists.
     pub(super) lists_in: &'static [u32],
@@ -17,7 +17,7 @@ pub(super) struct Method {
     pub(super) takes_many: bool,
     /// Length of the longest answer, if it is long and is made in one piece.
     pub(super) answer_bytes: u64,
-    /// How long it may take in all.
+    /// Time limit of a whole call.
     pub(super) within: Option<Duration>,
 }
 
@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    /// A renamed method must not become an ordinary one in silence.
+    /// A renamed method must not silently get the bounds of an unknown one.
     #[test]
     fn streams_have_no_deadline_and_all_others_do() {
         let all = FileDescriptorSet::decode(varve_proto::DESCRIPTORS).unwrap();

@@ -101,7 +101,8 @@ impl Window {
         limits::WINDOW_BYTES_MIN + self.bytes
     }
 
-    /// A stream that waits for room does not take all of the connection's window.
+    /// Less than the window of the connection, so that a stream that waits for room leaves a part
+    /// of it.
     fn stream(&self) -> u32 {
         self.connection() / 2
     }
@@ -118,7 +119,7 @@ impl Drop for Window {
 }
 
 impl Serving {
-    /// Serves these.
+    /// Serves these routes.
     #[must_use]
     pub fn new(routes: Routes, tasks: Tasks) -> Self {
         let bytes = |what, total, local, yields_after, pace| {
@@ -249,7 +250,7 @@ impl Connected {
         }
     }
 
-    /// Returns when there has been no call for a while. It may be dropped and called again.
+    /// Returns when there has been no call for a while. The future may be dropped and called again.
     async fn idle(&self) {
         let mut is_idle = false;
         loop {
@@ -265,9 +266,8 @@ impl Connected {
         let (shared, caller) = (Arc::clone(&self.shared), self.caller);
         let busy = self.seat.as_ref().map(|seat| seat.begin());
         if let Some(None) = busy {
-            // Another connection has its seat, and this one is about to be closed. A call that
-            // began now would never be answered, so the peer is told that the call was not
-            // processed.
+            // Another connection has this one's seat, and this one is about to be closed. It would
+            // never answer a call that began now, so tell the peer that the call was not processed.
             return respond.send_reset(Reason::REFUSED_STREAM);
         }
         let own = Arc::clone(&self.own).try_acquire_owned().ok();
@@ -283,7 +283,7 @@ impl Connected {
                     }
                 },
             };
-            // A caller that has gone needs no answer.
+            // A caller that has gone away needs no answer.
             let _ = call(&shared, caller, request, &mut respond, &stop).await;
             drop((own, place, busy, under_way));
         }));
@@ -309,7 +309,7 @@ async fn call(
                 None => std::future::pending().await,
             }
         };
-        // Before the task is ended, so that the caller is told.
+        // Ends before the task does, so that the caller gets a status.
         let stopped = async {
             stop.cancelled().await;
             tokio::time::sleep(limits::NBD_STOP_GRACE).await;
@@ -331,7 +331,7 @@ async fn call(
         });
         let mut answer = None;
         if method.answer_bytes > 0 {
-            // Or a caller that says nothing would hold what others wait for.
+            // Receive first: a silent caller must not hold room that others wait for.
             request.body_mut().receive().await?;
             answer = Some(room_for_answer(shared, holder, method).await?);
         }
@@ -346,7 +346,7 @@ async fn call(
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Gone),
         status = deadline() => return refuse(respond, status),
     };
-    // A stream of requests is over when it is answered.
+    // A stream of requests ends with its answer.
     *room.lock() = None;
     match outcome {
         Ok((response, answer)) => {
@@ -357,7 +357,8 @@ async fn call(
     }
 }
 
-/// The whole answer is in memory before it is sent: its room is taken before it is made.
+/// Takes the room for an answer before the answer is made: all of it is in memory before it is
+/// sent.
 async fn room_for_answer(shared: &Shared, holder: Holder, method: Method) -> Result<Hold, Status> {
     let room = shared
         .answers

@@ -31,17 +31,17 @@ use crate::{
 /// Bytes of the prefix of a message: a compression flag, and the length of the message.
 const PREFIX_BYTES: usize = 5;
 
-/// The room of the message that was received last. The call holds it as well: the message is there
-/// for longer than the stream that it arrived by.
+/// The room of the last received message. The call holds it as well: the message outlives the
+/// stream on which it arrived.
 pub(super) type Room = Arc<Mutex<Option<Hold>>>;
 
-/// The place of a stream of requests, once it has one: it moves as the request arrives.
+/// The place of a stream of requests, once it has one. The place moves as the request arrives.
 #[derive(Debug, Clone, Default)]
 pub(in crate::grpc) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
 
 impl Arrives {
-    /// Moves this from now on with every byte that arrives. It is excused while there is no room
-    /// for more.
+    /// From now on, moves this place with every byte that arrives. The place is excused while there
+    /// is no room for more.
     pub(in crate::grpc) fn moves(&self, hold: &Arc<Hold>) {
         *self.0.lock() = Some(Arc::clone(hold));
     }
@@ -61,7 +61,7 @@ pub(super) struct RequestBody {
     room_of_all: Shares,
     room: Room,
     arrives: Arrives,
-    /// Bytes that have arrived and were not taken.
+    /// Bytes that have arrived and are not taken yet.
     arrived: Bytes,
     at: At,
     /// Deadline of the message that is arriving; none between messages.
@@ -71,7 +71,7 @@ pub(super) struct RequestBody {
     received: BytesMut,
 }
 
-/// Where in a request this is.
+/// The position in a request.
 enum At {
     /// Before or in the prefix of a message.
     Prefix {
@@ -88,13 +88,13 @@ enum At {
     Message {
         left: usize,
         scan: Scan,
-        /// Bytes there is room for.
+        /// Bytes of room that the message has.
         room_bytes: u64,
         gives_way: Option<BoxFuture<'static, GaveWay>>,
     },
-    /// Behind the only message that is allowed.
+    /// After the only message that is allowed.
     End,
-    /// Nothing more is passed on.
+    /// The request is over: nothing more is passed on.
     Over,
 }
 
@@ -158,7 +158,7 @@ impl RequestBody {
         while self.arrived.is_empty() {
             match ready!(self.stream.poll_data(context)) {
                 Some(Ok(bytes)) => self.arrived = bytes,
-                // The peer has given up, or the connection has.
+                // The peer has reset the stream, or the connection is lost.
                 Some(Err(error)) => return Poll::Ready(Err(Status::cancelled(error.to_string()))),
                 None => return Poll::Ready(Ok(false)),
             }
@@ -166,10 +166,10 @@ impl RequestBody {
         Poll::Ready(Ok(true))
     }
 
-    /// Takes up to so many of the bytes that have arrived, and lets the peer send as many again.
+    /// Takes up to `most` of the bytes that have arrived, and lets the peer send as many again.
     fn take(&mut self, most: usize) -> Bytes {
         let taken = self.arrived.split_to(most.min(self.arrived.len()));
-        // It fails for a stream that is over.
+        // This fails for a stream that is over.
         let _ = self.stream.flow_control().release_capacity(taken.len());
         taken
     }
@@ -213,7 +213,7 @@ impl RequestBody {
                 }
                 At::Message { left: 0, .. } => {
                     if self.method.takes_many {
-                        // The method that asks for another message knows how long to wait for it.
+                        // The method bounds the wait for its next message.
                         self.deadline = None;
                         self.at = START;
                     } else {
@@ -221,8 +221,8 @@ impl RequestBody {
                     }
                 }
                 At::End => {
-                    // With a second message the room of the first would go, which is there until it
-                    // is answered.
+                    // A second message would take over the room of the first, which stays in memory
+                    // until it is answered.
                     if ready!(self.poll_arrived(context))? {
                         return Poll::Ready(Some(Err(one_too_many())));
                     }
@@ -244,7 +244,7 @@ impl RequestBody {
         }
     }
 
-    /// A message of that prefix is to be received.
+    /// Begins to receive the message of a prefix: waits for room.
     fn begin(&mut self, prefix: [u8; PREFIX_BYTES]) -> Result<(), Status> {
         let [_, length @ ..] = prefix;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
@@ -254,18 +254,18 @@ impl RequestBody {
                 "a message of {length} bytes is too large: the method takes at most {most}"
             )));
         }
-        // The message before is with the method that asked for this one, and counted there.
+        // The method that asks for this message has the one before, and accounts for it.
         *self.room.lock() = None;
         let (room_of_all, holder) = (self.room_of_all.clone(), self.holder);
         let bytes = self.method.held_per_byte * length as u64;
-        // The request does not wait for the peer now, and the other wait has its own time limit.
+        // From here the request waits for room, not for the peer. That wait has a limit of its own.
         self.deadline = None;
         self.arrives.with(|hold| hold.settle(true));
         self.at = At::Waiting {
             prefix,
             length,
             room: if length <= limits::REQUEST_BYTES_FREE {
-                // No byte of the sum, so that small requests are served whatever large ones do.
+                // Take no bytes of the sum: large requests must not block small ones.
                 Box::pin(async move { room_of_all.take(holder, 0, Duration::ZERO).await })
             } else {
                 Box::pin(async move { room_of_all.take(holder, bytes, limits::BUSY_WITHIN).await })
@@ -274,7 +274,7 @@ impl RequestBody {
         Ok(())
     }
 
-    /// There is room for a message. Its prefix.
+    /// Begins to pass on a message that has room. Returns its prefix.
     fn enter(&mut self, prefix: [u8; PREFIX_BYTES], length: usize, room: Option<Hold>) -> Bytes {
         let within = limits::REQUEST_WITHIN
             + Duration::from_secs(length as u64 / limits::REQUEST_BYTES_PER_SECOND);

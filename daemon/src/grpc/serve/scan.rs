@@ -4,7 +4,7 @@
 //! counts the fields of a message while its bytes pass by, including those of nested messages that
 //! are lists themselves. It keeps no bytes.
 
-/// Why bytes are no message.
+/// The reason why bytes are not a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ScanError {
     #[error("a field has wire type {0}, which does not exist")]
@@ -15,12 +15,12 @@ pub(super) enum ScanError {
     PastEnd,
 }
 
-/// The fields of one message, as far as it has passed by.
+/// The fields of a message, counted while its bytes pass by.
 #[derive(Debug)]
 pub(super) struct Scan {
     /// Fields that are messages whose fields count, from the outermost one on.
     into: &'static [u32],
-    /// Where the messages end that it is within.
+    /// Ends of the open messages, from the outermost one on.
     ends: Vec<u64>,
     at: u64,
     state: State,
@@ -35,7 +35,7 @@ enum State {
     Skip(u64),
 }
 
-/// A number of seven bits a byte, as far as it has come.
+/// A varint that has arrived in part.
 #[derive(Debug, Clone, Copy, Default)]
 struct Number {
     value: u64,
@@ -43,7 +43,7 @@ struct Number {
 }
 
 impl Number {
-    /// The number, when this was its last byte.
+    /// Adds a byte. Returns the number if the byte is its last one.
     fn push(&mut self, byte: u8) -> Result<Option<u64>, ScanError> {
         if self.shift > 63 {
             return Err(ScanError::LongNumber);

@@ -224,7 +224,7 @@ where
             }
             let server = Arc::clone(&self);
             let tls = tls.clone();
-            // A token of its own, or all connections would meet at one lock.
+            // Each connection gets a token of its own: otherwise all would contend for one lock.
             let stop = stop.child_token();
             spawn(Box::pin(tracker.track_future(async move {
                 server
@@ -236,8 +236,7 @@ where
         tracker.wait().await;
     }
 
-    /// One connection, from greeting to close. The error that ends it is logged here and goes no
-    /// further.
+    /// Serves a connection from greeting to close. Logs the error that ends it.
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
@@ -291,7 +290,7 @@ where
             Some(tls) if tls.required => Security::Required,
             Some(_) => Security::Offered,
         };
-        // In a box of its own, which goes when the handshake is over.
+        // Boxed, so that its memory is freed when the handshake is over.
         let negotiating = Box::pin(negotiate(stream, &mut inbox, &desk, security));
         let Some(negotiated) = unless_ended(negotiating, handshake.as_ref(), stop).await? else {
             return Ok(());
@@ -322,7 +321,8 @@ where
         let outcome = self
             .transmit(&mut stream, inbox, negotiated, peer, stop)
             .await;
-        // So that the client knows that nothing was cut off. It may be gone already.
+        // Close cleanly, so that the client knows that nothing was cut off. It may have gone
+        // already.
         let _ = timeout(self.options.stop_timeout, stream.shutdown()).await;
         outcome
     }
@@ -379,8 +379,8 @@ enum ConnectionError {
     Transmission(#[from] TransmissionError),
 }
 
-/// A part of a handshake; nothing if the server stops, an error if another handshake takes its
-/// turn.
+/// Runs a part of a handshake. Returns `None` if the server stops, and an error if another
+/// handshake takes its place.
 async fn unless_ended<T>(
     part: impl Future<Output = Result<T, HandshakeError>>,
     handshake: Option<&Handshake>,
@@ -399,7 +399,7 @@ async fn unless_ended<T>(
     }
 }
 
-/// A socket that connections come from, set up for what NBD does with them.
+/// A socket that accepts connections, set up for NBD.
 trait Listener {
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
@@ -421,7 +421,7 @@ impl Listener for TcpListener {
 
     async fn accept(&self, buffers: &Arc<BufferPool>) -> io::Result<(Self::Stream, Peer)> {
         let (stream, address) = TcpListener::accept(self).await?;
-        // Not a failure to accept: that would keep others waiting.
+        // Not an error of accept, which would delay others.
         if let Err(error) = tune(&stream) {
             debug!(%address, "cannot tune a TCP connection: {error}");
         }
@@ -433,9 +433,9 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt::{
         set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
     };
-    // A reply goes out in one write; nothing is gained by waiting for more.
+    // A reply goes out in one write, so there is nothing to wait for.
     stream.set_nodelay(true)?;
-    // An idle client is welcome for ever, one whose machine is gone is not.
+    // An idle client may stay for ever, but not one whose machine is gone.
     set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
     set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
     set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
