@@ -30,8 +30,8 @@ async fn main() -> Result<()> {
         }
     };
 
-    // The root stands for the whole content: kept with the backup, it says later what was backed
-    // up.
+    // The root identifies the whole content. Keep it with the backup, to verify later what was
+    // backed up.
     let root = report.snapshot.root.map(|root| root.to_string());
     println!(
         "{file}: {} bytes, {} of them data, root {}",

@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (snapshot, base, path) = (&names[0], &names[1], &names[2]);
     let client = Client::connect(&endpoint).await?;
 
-    // Both the bytes and the places are proven against the roots of the two snapshots.
+    // The roots of the two snapshots prove both the bytes and their places.
     let mut changes = client.read_snapshot(snapshot).since(base).run().await?;
     let mut patch = BufWriter::new(File::create_new(path)?);
     let mut index = BufWriter::new(File::create_new(format!("{path}.index"))?);
@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 patch.write_all(data)?;
                 "data"
             }
-            // There was data in the base, and reads as zeros now.
+            // The base has data here; the newer snapshot has zeros.
             None => "zeros",
         };
         writeln!(index, "{kind} {} {}", extent.offset_bytes, extent.len_bytes)?;

@@ -111,7 +111,7 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
         no_zeroes: server.no_zeroes,
     };
     let mut hello = encode_client_flags(flags).to_vec();
-    // Only what is told unasked is of use.
+    // Only the information that the server sends unasked is of use.
     encode_option(
         &mut hello,
         OptionCode::Go,
@@ -149,7 +149,7 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
                 };
                 return Err(Error::new(kind, what(), why));
             }
-            // A reply that nobody asked for.
+            // An unsolicited reply.
             _ => {}
         }
     }
@@ -189,7 +189,8 @@ mod tests {
         bytes
     }
 
-    /// Shakes hands with a server that says this. Gives the outcome, and what the client said.
+    /// Runs a handshake with a server that sends these bytes. Returns the outcome, and the bytes
+    /// that the client sent.
     async fn against(says: &[u8]) -> (Result<ExportDetails>, Vec<u8>) {
         let (mut client, mut server) = tokio::io::duplex(1 << 20);
         server.write_all(says).await.unwrap();
@@ -204,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn an_export_is_opened() {
         let mut says = GREETING.to_vec();
-        // Block sizes, which nobody asked for.
+        // Unsolicited block sizes.
         says.extend(reply_bytes(OptionReplyCode::Info, &[0, 3, 0, 0, 0, 1]));
         let flags = TransmissionFlags(0x0103);
         let told = encode_export_info(12345, flags);

@@ -52,7 +52,7 @@ pub enum NbdAddress {
     Tcp(String),
 }
 
-/// Why an address with TLS is refused.
+/// The reason why an address with TLS is refused.
 const NO_TLS: &str = "the kernel's NBD client does not support TLS";
 
 impl From<NbdAddress> for ServerUri {
@@ -85,7 +85,7 @@ impl NbdAddress {
         let why = match parse(text) {
             Ok(ServerUri::Unix(path)) => return Ok(Self::Unix(path)),
             Ok(ServerUri::Tcp(address)) => return Ok(Self::Tcp(address)),
-            // `nbds+unix` too, and what is not complete.
+            // `nbds+unix` and incomplete addresses, too.
             _ if text.starts_with("nbds") => NO_TLS.to_owned(),
             Ok(ServerUri::Tls(_)) => NO_TLS.to_owned(),
             Err(error) => error.to_string(),

@@ -42,7 +42,7 @@ pub struct Mapping {
     events: Events,
     /// Connections that the kernel has lost and that were not replaced yet.
     dead: u32,
-    /// When the first of them was lost, if that was seen.
+    /// The time at which the first of them was lost, if this process saw it.
     lost_at: Option<Instant>,
     _keeping: Keeping,
 }
@@ -151,7 +151,7 @@ impl Mapping {
             taken_over: true,
             kernel,
             events,
-            // Any may have been lost while nobody looked.
+            // Any connection may have been lost while no process watched.
             dead: device.connections,
             lost_at: None,
             device,
@@ -185,9 +185,9 @@ impl Mapping {
             sockets.push(handshake::connect(address, opened).await?.socket);
         }
         let backend = Backend::new(export, opened, address, connections).encode()?;
-        // First, so that no loss goes unnoticed.
+        // Subscribe first, so that no loss goes unnoticed.
         let events = kernel.events().map_err(|error| not_root(what, error))?;
-        // From here on nobody else attaches anything, so that nothing is attached twice.
+        // From here on no other process attaches a device, so nothing is attached twice.
         let _alone = sysfs::attach_alone().await?;
         if let Some(other) = mapped()?.into_iter().find(|it| it.is(opened, address)) {
             let why = format!("it has become {} meanwhile", other.path.display());
@@ -219,7 +219,7 @@ impl Mapping {
             }
         })?;
         let detach = |kernel: &mut Kernel, error| {
-            // Nobody needs it, and the first error is the one to report.
+            // Nobody needs the device, and the first error is the one to report.
             let _ = kernel.disconnect(index);
             Err(error)
         };
@@ -309,7 +309,7 @@ impl Mapping {
                         Announced::LinkDead(_) => continue,
                         Announced::Lost => self.dead = self.device.connections,
                     }
-                    // The last words of a device that is being detached.
+                    // The last announcement of a device that is being detached.
                     if !self.is_there() {
                         return Ok(Ended::Detached);
                     }
@@ -333,7 +333,7 @@ impl Mapping {
                             if !self.is_there() {
                                 return Ok(Ended::Detached);
                             }
-                            // Once, until it is something else.
+                            // Report an error once, until it changes.
                             if told != error.to_string() {
                                 told = error.to_string();
                                 tell(Event::NotYet(error));
@@ -346,7 +346,7 @@ impl Mapping {
         }
     }
 
-    /// A new connection, asked for some time from now.
+    /// A new connection, after a pause.
     fn attempt_after(&self, pause: Duration) -> Attempt {
         let (address, opened) = (self.address.clone(), self.device.opened.clone());
         Box::pin(async move {
@@ -355,7 +355,7 @@ impl Mapping {
         })
     }
 
-    /// Returns true if the device is still this one: it may be another already.
+    /// Returns true if the device still has this mapping: it may have another one by now.
     fn is_there(&self) -> bool {
         sysfs::has_backend(self.device.index, &self.backend)
     }
@@ -426,7 +426,7 @@ fn check(options: &MapOptions, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits for something to be there.
+/// Waits until `look` finds something, up to [`SETTLE`].
 async fn settled<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + SETTLE;
     loop {
@@ -471,7 +471,7 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     }
     let is_gone = detach(&mut kernel, &device, force).await?;
     if is_gone && device.process.is_some() {
-        // The process that looked after it notices. The device's number may be given again at once.
+        // The process that kept the device connected notices. The number may be used again at once.
         let _ = settled(|| sysfs::keeper(device.index).is_none().then_some(())).await;
     }
     Ok(Unmapped {
@@ -505,7 +505,7 @@ async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<boo
         }
         Claimed::Used(_) => None,
     };
-    // Closed before it is detached, whatever becomes of it: the device would stay for us.
+    // Close the file before the detach, whether or not the sync succeeds: it would keep the device.
     if let Some(file) = file.filter(|_| !device.read_only)
         && let Err(error) = sync(file, force).await
         && !force
@@ -523,8 +523,8 @@ async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<boo
 /// ever.
 async fn sync(file: std::fs::File, force: bool) -> io::Result<()> {
     let (told, outcome) = tokio::sync::oneshot::channel();
-    // Not a thread of the runtime, whose end the program waits for: the kernel releases this one
-    // when the device is detached.
+    // Not on a thread of the runtime, because the end of the program waits for those. The kernel
+    // releases this thread when the device is detached.
     std::thread::spawn(move || told.send(file.sync_all()));
     let limit = if force { SYNC_BY_FORCE } else { Duration::MAX };
     match tokio::time::timeout(limit, outcome).await {

@@ -107,7 +107,7 @@ pub(super) struct NewDevice {
     pub(super) timeout: Duration,
     pub(super) dead_timeout: Duration,
     pub(super) flags: u16,
-    /// Whatever tells what is at the other end.
+    /// Fields that identify the server.
     pub(super) backend: String,
 }
 
@@ -121,7 +121,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// None if the kernel has no NBD client, or not one that is told what to do this way.
+    /// `None` if the kernel has no NBD client, or one without this interface.
     pub(super) fn open() -> io::Result<Option<Self>> {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
@@ -164,7 +164,7 @@ impl Kernel {
         Ok(is_whole.then_some(kernel))
     }
 
-    /// Attaches a device. Gives its number.
+    /// Attaches a device. Returns its number.
     pub(super) fn connect(
         &mut self,
         new: &NewDevice,
@@ -189,14 +189,15 @@ impl Kernel {
         })
     }
 
-    /// Gives a device a socket in place of one that is dead. If none is, the socket is not used.
+    /// Gives a device a socket in place of a dead one. Without a dead one, the kernel does not use
+    /// the socket.
     pub(super) fn reconnect(
         &mut self,
         index: u32,
         backend: &str,
         socket: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        // The size is left as it is: a change would wait for requests that wait for this socket.
+        // Leave the size as it is: a change would wait for requests that wait for this socket.
         let attributes = vec![
             index_of(index),
             text(ATTR_BACKEND_IDENTIFIER, backend),
@@ -234,7 +235,7 @@ impl Kernel {
         self.ask(message)
     }
 
-    /// Sends a request, and takes what is answered up to the acknowledgement.
+    /// Sends a request, and collects the answers up to the acknowledgement.
     fn ask<F>(&mut self, message: GenlMessage<F>) -> io::Result<Vec<GenlMessage<F>>>
     where
         F: GenlFamily
@@ -283,7 +284,7 @@ where
         let message = NetlinkMessage::<GenlMessage<F>>::deserialize(rest);
         let message = message
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        // Each begins where four divides.
+        // Messages are aligned to four bytes.
         let length = (message.header.length as usize).next_multiple_of(4);
         rest = rest.get(length.max(1)..).unwrap_or_default();
         messages.push(message);
@@ -303,7 +304,7 @@ impl std::fmt::Debug for Events {
     }
 }
 
-/// One of them.
+/// An announcement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Announced {
     /// A connection of this device is dead.

@@ -23,7 +23,7 @@ const FORMAT: u32 = 1;
 pub(super) struct Backend {
     /// Version of the fields.
     varve: u32,
-    /// As it was asked for.
+    /// The export as requested.
     pub(super) export: String,
     /// The export by its id, which stays the same when the name goes to another volume.
     pub(super) opened: String,
@@ -161,8 +161,8 @@ pub(super) enum Claimed {
 const GLANCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Finds out whether a device is used: mounted or part of another device, which the kernel tells,
-/// or open in a program.
+/// Finds out whether a device is used: mounted or part of another device, as the kernel reports, or
+/// open in a program.
 pub(super) async fn claim(index: u32) -> io::Result<Claimed> {
     let end = Instant::now() + GLANCE;
     loop {
@@ -214,7 +214,7 @@ fn open_in(numbers: &[u64]) -> Option<u32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter(|process| *process != std::process::id())
         .find(|process| {
-            // A process that has ended meanwhile has no file open.
+            // A process that has ended meanwhile has no open files.
             let Ok(files) = fs::read_dir(format!("/proc/{process}/fd")) else {
                 return false;
             };
@@ -232,7 +232,7 @@ fn lock_path(index: u32) -> PathBuf {
     Path::new(LOCKS).join(format!("nbd{index}.lock"))
 }
 
-/// A file that is locked as long as this is there.
+/// A file that stays locked until this is dropped.
 #[derive(Debug)]
 pub(super) struct Locked {
     _file: File,
@@ -263,7 +263,7 @@ async fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
     }
 }
 
-/// Waits until nobody else attaches a device.
+/// Waits until no other process attaches a device.
 pub(super) async fn attach_alone() -> Result<Locked> {
     let path = Path::new(LOCKS).join("lock");
     let locked = lock(&path, Duration::from_secs(30)).await?;

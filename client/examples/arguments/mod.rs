@@ -5,7 +5,7 @@ use std::{env, process};
 use varve_client::Endpoint;
 
 /// Reads `[--address ADDRESS]` and at least `names` further arguments, which `usage` describes.
-/// Ends the program if they are not there.
+/// Ends the program if arguments are missing.
 pub(crate) fn arguments(usage: &str, names: usize) -> (Endpoint, Vec<String>) {
     let mut endpoint = Endpoint::default();
     let mut given = Vec::new();

@@ -19,7 +19,7 @@ use super::{Answers, Service};
 #[derive(Debug)]
 pub struct Upload {
     request: v1::BeginUploadRequest,
-    /// Chunks the upload may name: asked about and there, or put.
+    /// Chunks that the upload may name: those found, and those put.
     pinned: HashSet<ChunkId>,
     leaves: BTreeMap<u32, v1::Leaf>,
     new_bytes: u64,
@@ -164,7 +164,7 @@ impl ContentService for Service {
             .get_mut(&request.upload_id)
             .ok_or_else(|| unknown(&request.upload_id))?;
         for leaf in request.leaves {
-            // The chunks of a leaf that the store has are there.
+            // If the store has a leaf, it has the leaf's chunks.
             let is_known = state.nodes.has_leaf(&self::leaf(&leaf));
             for entry in &leaf.entries {
                 let id = id(&entry.chunk_id)?;

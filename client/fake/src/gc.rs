@@ -11,7 +11,7 @@ const TIME: prost_types::Timestamp = prost_types::Timestamp {
     nanos: 0,
 };
 
-/// What each collection reports.
+/// The report of each collection.
 fn report() -> v1::GcReport {
     v1::GcReport {
         packs_removed: 3,

@@ -66,10 +66,10 @@ pub struct State {
     pub snapshot_course: Vec<v1::Snapshot>,
     /// The states that the daemon reports of each copy, one after the other.
     pub copies: BTreeMap<String, Vec<v1::Copy>>,
-    /// States and errors that copies go through which are begun from now on.
+    /// The states and errors of copies that begin from now on.
     pub course: Vec<v1::Copy>,
     pub remotes: BTreeMap<String, v1::Remote>,
-    /// Of the last collection.
+    /// Options of the last collection.
     pub gc_options: Option<v1::GcOptions>,
     pub uploads: HashMap<String, Upload>,
     pub begun: usize,
@@ -79,7 +79,7 @@ pub struct State {
     pub payload_bytes: u64,
     pub asked: usize,
     pub pages: usize,
-    /// So many answers with chunks are refused, because others have as much under way as allowed.
+    /// This many answers with chunks are refused, because too much is under way.
     pub busy: usize,
 }
 
@@ -88,23 +88,23 @@ pub struct State {
 pub struct Manners {
     pub ids_max: u32,
     pub message_bytes_max: u32,
-    /// After this many chunks the next is refused so.
+    /// After this many chunks, the next one is refused with this error.
     pub refuse_after: Option<(usize, Status)>,
-    /// The download's parts are put through this.
+    /// Changes the parts of a download.
     pub spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
-    /// Each node and chunk that is asked for by its id is put through these.
+    /// Changes each node and chunk that is requested by its id.
     pub spoil_node: fn(v1::Node) -> v1::Node,
     pub spoil_chunk: fn(v1::Chunk) -> v1::Chunk,
-    /// And so are all messages of an answer with chunks.
+    /// Changes all messages of an answer with chunks.
     pub spoil_chunks: fn(Vec<v1::FetchChunksResponse>) -> Vec<v1::FetchChunksResponse>,
     /// Snapshots that one call deletes, at most.
     pub deletions_max: usize,
-    /// Differences between snapshots, as they are told.
+    /// The differences that the daemon reports between snapshots.
     pub differences: fn() -> Vec<v1::DiffSnapshotsResponse>,
     /// Calls, by their names in the protocol, that are answered this much later.
     pub slow: &'static [(&'static str, Duration)],
     pub compression: Compression,
-    /// Before each message of chunks is taken.
+    /// Pause before each message of chunks is taken.
     pub delay: Duration,
 }
 

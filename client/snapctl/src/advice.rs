@@ -13,7 +13,7 @@ use varve_client::{Error, ErrorKind};
 
 /// The greeting of an NBD server.
 const NBD_GREETING: &[u8] = b"NBDMAGIC";
-/// How long that may take.
+/// Time limit for the greeting.
 const GREETING_TIME: Duration = Duration::from_millis(500);
 
 /// The connection settings of a command.
@@ -160,7 +160,7 @@ mod tests {
         const LOST: &str = "lost the connection to the daemon: broken pipe";
         const AT_ONCE: &str =
             "lost the connection to the daemon right after the TLS handshake: connection closed";
-        // Nobody is there.
+        // Nobody listens there.
         let (https, http) = ("https://127.0.0.1:1", "http://127.0.0.1:1");
         let at = |endpoint| Asked {
             endpoint,

@@ -128,7 +128,7 @@ struct ListJson<'a> {
 #[derive(Debug, Serialize)]
 struct UnmappedJson<'a> {
     device: &'a Path,
-    /// True if nothing uses the device any more.
+    /// True if the device is no longer in use.
     is_gone: bool,
 }
 
@@ -233,7 +233,8 @@ impl Map {
         let opened = match export {
             Some(ExportName::Volume(key)) => {
                 let volume = client.volume(key).await?;
-                // And no attachment but this one: after it, the volume is somebody else's.
+                // The number limits the mapping to this attachment: after it, the volume may belong
+                // to another user.
                 let attachment = format!("{}@{}", volume.id, volume.attachments);
                 ExportName::Volume(&attachment).to_string()
             }
@@ -261,9 +262,9 @@ impl Map {
     }
 }
 
-/// Tells the service manager, if there is one, that the device is there.
+/// Tells the service manager, if there is one, that the device is ready.
 fn ready() {
-    // Where there is none, or it does not listen, there is nobody to tell.
+    // Without a service manager, or one that listens, there is nothing to do.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 

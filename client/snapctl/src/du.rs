@@ -14,7 +14,7 @@ use crate::{
     output::{self, Output},
 };
 
-/// How often all snapshots and volumes are listed, if some go meanwhile.
+/// The most attempts to list all snapshots and volumes, if some are deleted meanwhile.
 const LISTS_MAX: u32 = 5;
 
 /// Arguments of `du`.
@@ -43,14 +43,14 @@ struct DuJson<'a> {
     volumes: Vec<RowJson<'a>>,
 }
 
-/// A snapshot or volume, and what it takes, as JSON.
+/// A snapshot or volume and its usage, as JSON.
 #[derive(Debug, Serialize)]
 struct RowJson<'a> {
     id: &'a str,
     name: &'a str,
     size_bytes: u64,
     exclusive_bytes: u64,
-    /// `null` if they were left out.
+    /// `null` if shared bytes were left out.
     shared_bytes: Option<u64>,
 }
 
@@ -132,7 +132,8 @@ impl Du {
         table.write("snapshots and no volumes")
     }
 
-    /// The snapshots and volumes of the command line. A name of both is both.
+    /// The snapshots and volumes of the command line. A name of a snapshot and of a volume selects
+    /// both.
     async fn named(
         &self,
         client: &Client,
@@ -156,7 +157,7 @@ impl Du {
     }
 }
 
-/// What these take.
+/// The usage of these snapshots and volumes.
 async fn count(
     client: &Client,
     snapshots: &[Record],
@@ -176,7 +177,7 @@ async fn count(
         .await?)
 }
 
-/// What all snapshots and volumes take. One that goes after it was listed is not asked for again.
+/// The usage of all snapshots and volumes. Lists them again if one was deleted meanwhile.
 async fn count_all(
     client: &Client,
     with_shared: bool,
@@ -201,7 +202,7 @@ async fn all(client: &Client) -> Result<(Vec<Record>, Vec<Record>), Failure> {
     Ok((snapshots, volumes.map_ok(Record::from).try_collect().await?))
 }
 
-/// `None` for what does not exist.
+/// `None` if the record does not exist.
 fn found<T>(answer: Result<T, Error>) -> Result<Option<T>, Failure> {
     match answer {
         Ok(found) => Ok(Some(found)),

@@ -39,7 +39,7 @@ impl Failure {
         Self::Client(Error::new(ErrorKind::File, what, why))
     }
 
-    /// The command line is wrong in a way that shows only when it is used.
+    /// The command line is wrong in a way that shows only when the command runs.
     pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Client(Error::new(ErrorKind::Invalid, what, why))
     }
@@ -128,7 +128,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Prints why a command failed, and returns its exit code.
+/// Prints the reason why a command failed, and returns its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     let kind = match failure {
         Failure::Client(error) => Some(error.kind()),
@@ -144,7 +144,7 @@ pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     ExitCode::from(failure.code())
 }
 
-/// Prints as JSON why a command failed.
+/// Prints the reason why a command failed as JSON.
 pub(crate) fn tell_json(kind: ErrorKind, message: &str) {
     let error = json!({ "error": { "kind": kind.as_str(), "message": message } });
     output::tell(printable_json(&error.to_string()));

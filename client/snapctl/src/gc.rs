@@ -20,7 +20,7 @@ use crate::{
 /// The time between two remarks about progress.
 const REMARK_PERIOD: Duration = Duration::from_secs(5);
 
-/// Dead bytes that are worth a remark if none of them went.
+/// Dead bytes that are worth a remark if a collection removes none of them.
 const KEPT_BYTES_MIN: u64 = 1 << 20;
 
 /// Commands of `gc`.
@@ -82,7 +82,7 @@ struct ReportJson<'a> {
     packs_removed: u64,
     removed_bytes: u64,
     copied_bytes: u64,
-    /// By which the store has become shorter.
+    /// Bytes by which the store has become shorter.
     returned_bytes: u64,
     dead_bytes: u64,
     live_bytes: u64,
@@ -184,13 +184,13 @@ struct PlanJson<'a> {
     packs_merged: u64,
     copied_bytes: u64,
     removed_bytes: u64,
-    /// By which the store would become shorter.
+    /// Bytes by which the store would become shorter.
     returned_bytes: u64,
     usage: UsageJson,
     steps: Vec<StepJson<'a>>,
 }
 
-/// What the store takes, as JSON.
+/// The usage of the store, as JSON.
 #[derive(Debug, Serialize)]
 struct UsageJson {
     logical_bytes: u64,
@@ -333,13 +333,13 @@ fn report_facts(report: &GcReport) -> Vec<(&'static str, String)> {
             output::size(copied)
         ),
     )];
-    // One that is stopped early has found nothing out.
+    // A collection that is stopped early has counted nothing.
     if !report.stopped || report.live_bytes + report.dead_bytes > 0 {
         let (live, dead) = (report.live_bytes, report.dead_bytes);
         let found = format!("{} live, {} dead", output::size(live), output::size(dead));
         facts.push(("Found", found));
     }
-    // Without a hint it would seem not to work.
+    // Without a hint, the collection would seem to have no effect.
     let is_kept = report.packs_removed + report.packs_held + report.packs_damaged == 0;
     if is_kept && report.dead_bytes >= KEPT_BYTES_MIN && !report.stopped {
         let why = "too little of any pack is dead (see --dead), or the disk is too full to rewrite";

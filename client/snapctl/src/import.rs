@@ -114,7 +114,7 @@ impl Import {
         };
         let intake = Intake::open(&self.file).await?;
         if !intake.is_ready(self.format).await? {
-            // Copying may take long: rather find out now that the name is taken.
+            // Copying may take long, so check now whether the name is taken.
             check_free(&client, &name, &self.file).await?;
         }
         let source = intake
@@ -132,7 +132,7 @@ impl Import {
     }
 }
 
-/// Fails if a snapshot has that name.
+/// Fails if a snapshot has this name.
 async fn check_free(client: &Client, name: &str, file: &Path) -> Result<(), Error> {
     match client.snapshot(name).await {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

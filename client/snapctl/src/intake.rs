@@ -24,9 +24,9 @@ const HEAD_BYTES: u64 = 512;
 /// The input of `import`, opened once.
 pub(crate) struct Intake {
     given: Given,
-    /// Where names in it begin.
+    /// The directory at which names in it begin.
     dir: Option<PathBuf>,
-    /// A name that is taken from its content, if there is one.
+    /// A name from its content, if there is one.
     path: Option<PathBuf>,
 }
 
@@ -281,7 +281,7 @@ fn check_name(part: &Part, found: Format, path: Option<&Path>) -> Result<()> {
     }
 }
 
-/// Copies what a pipe gives; unpacks it, if that is wanted and it is packed.
+/// Copies the content of a pipe; unpacks it, if that is wanted and it is packed.
 async fn spool_stream(
     mut reader: File,
     name: String,
@@ -326,7 +326,7 @@ async fn spool(
     meter::watch("copy", options.quiet, &progress, copying).await
 }
 
-/// Copies all that `reader` gives to a temporary file, unpacked. `progress` counts what was read.
+/// Copies all bytes of `reader` to a temporary file, unpacked. `progress` counts the bytes read.
 fn copy(
     reader: impl Read + Send + 'static,
     packing: Option<Packing>,
@@ -347,7 +347,7 @@ fn copy(
     Part::whole(file, name)
 }
 
-/// Says of something packed that ends too early that it does.
+/// Adds to an error that the packed file ends too early, if it does.
 struct Packed(Box<dyn Read + Send>);
 
 impl Read for Packed {
@@ -362,7 +362,7 @@ impl Read for Packed {
     }
 }
 
-/// Counts what is read.
+/// Counts the bytes read.
 struct Counted<R> {
     reader: R,
     progress: Progress,
@@ -376,7 +376,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Reads no more than a volume may have: a small file may unpack to very much.
+/// Limits the bytes read to the largest volume: a small file may unpack to very much.
 struct Bounded<R> {
     reader: R,
     left: u64,

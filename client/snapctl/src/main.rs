@@ -182,7 +182,7 @@ impl Options {
             }
         };
         let client = connected.map_err(|error| match given {
-            // Somebody is there, or it may not be asked.
+            // Other errors mean that a daemon listens there, or that this user may not connect.
             None if error.why().ends_with("is varved running there?") => {
                 let why = format!(
                     "{} When it starts, it prints a line `export VARVE_ENDPOINT=...`: use that \
@@ -299,7 +299,7 @@ fn main() -> ExitCode {
     let mut cli = command_line();
     init_log();
     let output = cli.options.output;
-    // For programs, standard error has one error or nothing.
+    // Programs expect one error or nothing on standard error.
     cli.options.quiet |= output == Output::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -316,7 +316,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            // A thread may wait for ever, as for the reader of a pipe.
+            // A thread may wait for ever, for the reader of a pipe for example.
             runtime.shutdown_timeout(THREADS_TIME);
             exit::report(&failure, output)
         }
@@ -381,7 +381,7 @@ async fn blocking<T: Send + 'static>(
     })?
 }
 
-/// Logs what the library does on standard error if `VARVE_LOG` is set, to `debug` say.
+/// Logs the library's actions on standard error if `VARVE_LOG` is set, for example to `debug`.
 fn init_log() {
     if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("VARVE_LOG") {
         tracing_subscriber::fmt()

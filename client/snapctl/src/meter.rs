@@ -92,7 +92,7 @@ impl Display {
 }
 
 impl Drop for Display {
-    /// Also when the transfer is given up: the message then begins on a line of its own.
+    /// Begins a new line, even if the transfer is given up: the message then has a line of its own.
     fn drop(&mut self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
@@ -100,7 +100,7 @@ impl Drop for Display {
     }
 }
 
-/// How far it is, how fast it goes, and how long it will take.
+/// Progress, rate and remaining time.
 fn line(done: u64, total: u64, elapsed: Duration) -> String {
     let rate = output::per_second(done, elapsed);
     let percent = u128::from(done) * 100 / u128::from(total.max(1));

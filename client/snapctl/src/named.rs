@@ -22,7 +22,7 @@ impl Kind {
         }
     }
 
-    /// Returns true if the daemon has one of that name or id.
+    /// Returns true if the daemon has such a record of this name or id.
     async fn has(self, client: &Client, name: &str) -> Result<bool> {
         let found = match self {
             Self::Snapshot => client.snapshot(name).await.map(drop),
@@ -36,24 +36,24 @@ impl Kind {
     }
 }
 
-/// The names that a command was given, for advice when there is nothing by one of them.
+/// The names that a command was given, for advice when a record does not exist.
 #[derive(Debug, Default)]
 pub(crate) struct Named(Mutex<Vec<(Kind, String)>>);
 
 impl Named {
-    /// A snapshot's name or id, without the `snapshot/` that NBD writes in front.
+    /// A snapshot's name or id, without the prefix `snapshot/` of export names.
     pub(crate) async fn snapshot(&self, client: &Client, given: &str) -> Result<String> {
         self.name(Kind::Snapshot, client, given).await
     }
 
-    /// A volume's name or id, without the `volume/` that NBD writes in front.
+    /// A volume's name or id, without the prefix `volume/` of export names.
     pub(crate) async fn volume(&self, client: &Client, given: &str) -> Result<String> {
         self.name(Kind::Volume, client, given).await
     }
 
     async fn name(&self, kind: Kind, client: &Client, given: &str) -> Result<String> {
         let name = match kind.in_export(given) {
-            // Names may begin so, too.
+            // The name may begin like that, too.
             Some(rest) if !kind.has(client, given).await? => rest,
             _ => given,
         };

@@ -164,8 +164,8 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(Failure::output)
 }
 
-/// Writes lines to standard output. Names, tags and reasons in them come from others: nothing in
-/// them reaches the terminal but what shows as itself.
+/// Writes lines to standard output. Names, tags and reasons in them come from others, so only
+/// printable characters of them reach the terminal.
 pub(crate) fn write(lines: &str) -> Result<(), Failure> {
     let mut text = String::with_capacity(lines.len());
     for line in lines.split_inclusive('\n') {
@@ -189,7 +189,7 @@ pub(crate) fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{}", printable(&text.to_string()));
 }
 
-/// Asks people something on standard error. The answer comes on the same line.
+/// Asks the user a question on standard error. The answer comes on the same line.
 pub(crate) fn ask(text: impl std::fmt::Display) {
     let _ = write!(io::stderr(), "{}", printable(&text.to_string()));
 }
@@ -226,7 +226,7 @@ impl Rows {
         self.table.add_row(cells);
     }
 
-    /// Writes the rows; if there are none, that there are no `things`.
+    /// Writes the rows; without rows, a line that there are no `things`.
     pub(crate) fn write(&self, things: &str) -> Result<(), Failure> {
         if self.is_empty {
             return line(format_args!("no {things}"));
@@ -326,7 +326,7 @@ pub(crate) fn root(snapshot: &Snapshot) -> String {
     root.unwrap_or_else(|| "-".to_owned())
 }
 
-/// A snapshot's state for people, with how far it has come.
+/// A snapshot's state for people, with its progress.
 pub(crate) fn state(snapshot: &Snapshot) -> String {
     let state = snapshot.state.as_str();
     match snapshot.progress {

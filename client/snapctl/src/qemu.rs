@@ -49,8 +49,8 @@ struct Mapped {
     offset: Option<u64>,
 }
 
-/// Checks that an image and all files behind it are whole. Reading them does not tell: bytes that
-/// are missing at the end of a file would be read as zeros.
+/// Checks that an image and all files behind it are whole. Reading does not show that: missing
+/// bytes at the end of a file would read as zeros.
 pub(crate) async fn check_whole(image: &Image) -> Result<()> {
     for layer in &image.layers {
         for probe in layer.probes()? {
@@ -63,7 +63,7 @@ pub(crate) async fn check_whole(image: &Image) -> Result<()> {
 
 /// The check that the format offers.
 async fn check_metadata(layer: &Layer) -> Result<()> {
-    // There is nothing to check in a raw disk, and QEMU does not know how to check a VHD.
+    // A raw disk has nothing to check, and QEMU cannot check a VHD.
     if matches!(layer.format, Format::Raw | Format::Vhd) {
         return Ok(());
     }
@@ -80,14 +80,14 @@ async fn check_metadata(layer: &Layer) -> Result<()> {
         let why = format!("it is truncated or damaged: qemu-img check finds {found} errors");
         return Err(Error::new(ErrorKind::File, what, why));
     }
-    // Leaked clusters have an exit code too, and do no harm.
+    // Leaked clusters have an exit code, too, but do no harm.
     if !status.success() && status.code() != Some(3) {
         return Err(running.failed().await);
     }
     Ok(())
 }
 
-/// That all content is in front of the end of the file that it is in.
+/// Checks that all content ends within its file.
 async fn check_ends(probe: &Probe, format: Format) -> Result<()> {
     let what = format!("read {}", probe.name);
     let arguments = [
@@ -105,7 +105,7 @@ async fn check_ends(probe: &Probe, format: Format) -> Result<()> {
             let why = format!("cannot parse the output of qemu-img map: {error}");
             Error::new(ErrorKind::File, &what, why)
         })?;
-        // The clusters of zeros that qcow2 has room for are not read.
+        // The zero clusters that qcow2 allocates are not read.
         let Some(offset) = mapped
             .offset
             .filter(|_| mapped.data || format != Format::Qcow2)
@@ -144,7 +144,7 @@ pub(crate) async fn to_raw(
     let mut running = Running::start(&what, arguments)?;
     running
         .progress(|hundredths| {
-            // It is made as long as it will be before the first bytes are written.
+            // The file has its final length before its first bytes are written.
             let total = raw.metadata().map_or(0, |metadata| metadata.len());
             progress.set_total(total);
             progress.set_done(part_of(total, hundredths));
@@ -154,7 +154,7 @@ pub(crate) async fn to_raw(
 }
 
 /// Writes the content of `raw`, a file without a name, as an image into the open file `to`. Errors
-/// speak of `target`, which it is to become.
+/// name `target`, the path that it will have.
 pub(crate) async fn from_raw(
     raw: &File,
     format: Format,
@@ -189,12 +189,12 @@ pub(crate) async fn check_installed(what: &str) -> Result<()> {
     running.finish().await
 }
 
-/// A path that another process finds an open file by, also one that has no name.
+/// A path by which another process finds an open file, even if the file has no name.
 fn open_file(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", process::id(), file.as_raw_fd()).into()
 }
 
-/// Something to read, as `qemu-img` takes it.
+/// An input in the syntax of `qemu-img`.
 fn shown(node: Value) -> OsString {
     format!("json:{node}").into()
 }
@@ -249,7 +249,7 @@ impl Running {
         Error::file(format!("{}: listen to qemu-img", self.what), error)
     }
 
-    /// The next line that it prints; `None` after the last.
+    /// The next line of its output; `None` after the last.
     async fn line(&mut self) -> Result<Option<String>> {
         let mut line = Vec::new();
         let mut limited = (&mut self.stdout).take(LINE_BYTES_MAX);
@@ -261,7 +261,7 @@ impl Running {
         }
     }
 
-    /// All that it prints.
+    /// All of its output.
     async fn answer(&mut self) -> Result<Vec<u8>> {
         let mut answer = Vec::new();
         let mut limited = (&mut self.stdout).take(ANSWER_BYTES_MAX);
@@ -270,7 +270,7 @@ impl Running {
         Ok(answer)
     }
 
-    /// Tells how far it is, in hundredths of a percent, until it says no more.
+    /// Reports progress, in hundredths of a percent, until its output ends.
     async fn progress(&mut self, mut tell: impl FnMut(u64)) -> Result<()> {
         let mut rest = Vec::new();
         loop {
@@ -283,7 +283,7 @@ impl Running {
             rest.extend_from_slice(&piece[..read]);
             let end = rest.iter().rposition(|byte| matches!(byte, b'\r' | b'\n'));
             let Some(end) = end else {
-                // Nothing that it prints is as long.
+                // No line of its output is this long.
                 if rest.len() > piece.len() {
                     rest.clear();
                 }
@@ -297,13 +297,13 @@ impl Running {
         }
     }
 
-    /// Its end, whatever that is.
+    /// Waits for its end, successful or not.
     async fn end(&mut self) -> Result<ExitStatus> {
         let ended = self.child.wait().await;
         ended.map_err(|error| Error::file(format!("{}: wait for qemu-img", self.what), error))
     }
 
-    /// Its good end.
+    /// Waits for its end. Fails if it failed.
     async fn finish(mut self) -> Result<()> {
         if self.end().await?.success() {
             return Ok(());
@@ -311,7 +311,7 @@ impl Running {
         Err(self.failed().await)
     }
 
-    /// Why it ended badly.
+    /// The reason why it failed.
     async fn failed(mut self) -> Error {
         let status = match self.end().await {
             Ok(status) => status,

@@ -138,7 +138,7 @@ impl Create {
             let absolute = path::absolute(&path);
             absolute.map_err(|error| Error::file(format!("find {}", path.display()), error))
         };
-        // The files are the daemon's: whether they are there is known here if it is on this
+        // The files are on the daemon's machine, so snapctl can check for them only if that is this
         // machine.
         if options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix) {
             let files = [
@@ -175,7 +175,7 @@ fn check_there(file: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Error::file(format!("read {}", file.display()), error))
         }
-        // A file that snapctl cannot read may be readable for the daemon.
+        // The daemon may be able to read a file that snapctl cannot read.
         _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! The signals that end a command: it cleans up and ends, whatever it waits for.
+//! The signals that end a command: it cleans up and ends, even while it waits.
 //!
 //! A transfer aborts at the daemon, and a mapping detaches its device: these are cancelled, and get
 //! time. Everything else is dropped at once. A second signal ends the program at once.
@@ -15,12 +15,12 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use varve_client::{Cancel, Control};
 
-/// How long a transfer may take to end: it tells the daemon, which may have stopped.
+/// Time for a transfer to end: it tells the daemon, which may have stopped.
 const TRANSFER_TIME: Duration = Duration::from_secs(3);
 
-/// Cancelled when a signal has come.
+/// Cancelled when a signal arrives.
 static CANCEL: LazyLock<Cancel> = LazyLock::new(Cancel::new);
-/// How long those who asked to be told may take, in milliseconds.
+/// Time for cancelled work to end, in milliseconds.
 static TIME_MILLISECONDS: AtomicU64 = AtomicU64::new(0);
 
 /// The control of a transfer that a signal ends. It then has a few seconds to end.
@@ -38,8 +38,8 @@ pub(crate) fn interrupted_within(time: Duration) -> Cancel {
     CANCEL.clone()
 }
 
-/// Completes when a signal has come and the time is over that the command has to end by itself.
-/// Signals count from the call on.
+/// Completes when a signal has arrived and the command has had its time to end by itself. Counts
+/// only signals from this call on.
 pub(crate) fn listen() -> impl Future<Output = ()> {
     let mut signals = [
         listen_to(SignalKind::interrupt(), false),
@@ -58,8 +58,8 @@ pub(crate) fn listen() -> impl Future<Output = ()> {
     }
 }
 
-/// One that cannot be listened to ends the program as it does by default. With `unless_ignored`
-/// also one that the parent process ignores, as `nohup` does.
+/// A signal to which the program cannot listen has its default effect. With `unless_ignored` so has
+/// one that the parent process ignores, as with `nohup`.
 fn listen_to(kind: SignalKind, unless_ignored: bool) -> Option<Signal> {
     if unless_ignored && is_ignored(kind) {
         return None;

@@ -12,10 +12,10 @@ use crate::{Options, exit::Failure};
 
 /// Time of silence after which a remark says what the command waits for.
 const REMARK_AFTER: Duration = Duration::from_secs(5);
-/// How often is looked.
+/// Interval between checks.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// The connections that are listened to.
+/// The connections that are watched.
 #[derive(Debug, Default)]
 pub(crate) struct Silence(Mutex<Vec<(Activity, Endpoint)>>);
 
@@ -62,7 +62,7 @@ impl Silence {
     }
 }
 
-/// The error for a daemon that has been silent for so long.
+/// The error for a daemon that has been silent for this long.
 pub(crate) fn gave_up(endpoint: &Endpoint, limit: Duration) -> Error {
     let why = format!("it has not answered for {} s", limit.as_secs());
     Error::new(ErrorKind::Unreachable, format!("wait for {endpoint}"), why)

@@ -39,7 +39,7 @@ struct StatusJson<'a> {
     dedupe_ratio: Option<f64>,
     /// Unique to stored bytes; `null` for an empty store.
     compression_ratio: Option<f64>,
-    /// `null` if the daemon is older than that.
+    /// `null` if the daemon is older than garbage collection.
     gc: Option<gc::StatusJson<'a>>,
 }
 
@@ -149,12 +149,12 @@ fn text(status: &Status, endpoint: &str) -> String {
     output::facts(&facts)
 }
 
-/// How often the second number is in the first; `None` for none.
+/// The first number divided by the second; `None` for none.
 fn ratio(whole: u64, part: u64) -> Option<f64> {
     (part > 0).then(|| whole as f64 / part as f64)
 }
 
-/// A ratio for people, behind what it says.
+/// A ratio for people, after its name.
 fn times(what: &str, whole: u64, part: u64) -> String {
     ratio(whole, part).map_or_else(String::new, |ratio| format!(", {what} {ratio:.1} times"))
 }

@@ -204,7 +204,7 @@ impl Create {
 impl From<Create> for NewVolume {
     fn from(create: Create) -> Self {
         Self {
-            // One of the two exists: clap ensures that.
+            // Clap ensures that one of the two is given.
             name: create.name.or(create.name_option).unwrap_or_default(),
             size_bytes: create.size,
             from_snapshot: create.from,
@@ -350,7 +350,7 @@ fn how_to_use(attached: &Attachment) -> String {
         quoted(&ExportName::Volume(&volume.name).to_string())
     ));
     if let Some(server) = attached.nbd_uris.iter().find_map(|uri| qemu_server(uri)) {
-        // The guest waits while the daemon is started again, and what it discards takes no room.
+        // The guest waits while the daemon restarts, and its discards free space.
         let drive = format!(
             "if=virtio,format=raw,discard=unmap,file.driver=nbd,{server},file.export=volume/{},file.reconnect-delay=600",
             volume.name

@@ -20,7 +20,7 @@ use super::{
     vmdk::{self, Description, Extent},
 };
 
-/// Images behind one another, at most: a circle of them ends there too.
+/// The most images in a chain. A circle of images ends there, too.
 const LAYERS_MAX: usize = 200;
 
 /// A file that an image names.
@@ -34,14 +34,14 @@ pub(crate) struct Reference {
 /// The permission to read files that an image refers to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reach {
-    /// The format of the image was guessed: none may.
+    /// None, because the format of the image was guessed.
     guessed: bool,
     /// Directories whose files may be read.
     dirs: Vec<PathBuf>,
 }
 
 impl Reach {
-    /// None: the user has not given a format.
+    /// None, because the user has not given a format.
     pub(crate) fn nothing() -> Self {
         Self {
             guessed: true,
@@ -69,11 +69,11 @@ impl Reach {
     }
 }
 
-/// An image with all that is behind it, the image itself first.
+/// An image with all images behind it, the image itself first.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub(crate) layers: Vec<Layer>,
-    /// The other files, for people.
+    /// The other files, as text for people.
     pub(crate) others: Vec<PathBuf>,
 }
 
@@ -82,17 +82,17 @@ pub(crate) struct Image {
 pub(crate) struct Layer {
     pub(crate) part: Part,
     pub(crate) format: Format,
-    /// Where names in it begin; `None` where there is no such place.
+    /// The directory at which names in it begin; `None` if there is no such directory.
     dir: Option<PathBuf>,
-    /// Its own content, if that is in another file.
+    /// The file with its own content, if that is another file.
     data_file: Option<Part>,
-    /// Of a vmdk whose content is in others.
+    /// The extents of a vmdk whose content is in other files.
     extents: Vec<(Extent, Part)>,
     /// The description that QEMU reads in place of the image's own.
     description: Option<(Description, Part)>,
 }
 
-/// Something that `qemu-img map` is asked about: what is mapped lies within `len` bytes.
+/// A question to `qemu-img map`: all mapped content lies within `len` bytes.
 #[derive(Debug)]
 pub(crate) struct Probe {
     pub(crate) node: Value,
@@ -103,8 +103,8 @@ pub(crate) struct Probe {
 }
 
 impl Image {
-    /// Opens the image in `part`, which is in `dir`, and all files behind it. Looks at their
-    /// lengths, as far as that takes no `qemu-img`. Blocks.
+    /// Opens the image in `part`, which is in `dir`, and all files behind it. Checks their lengths,
+    /// as far as that needs no `qemu-img`. Blocks.
     pub(crate) fn open(
         part: Part,
         format: Format,
@@ -151,7 +151,7 @@ impl Image {
         layers.fold(Value::Null, |behind, layer| layer.node(behind))
     }
 
-    /// The image that was asked for.
+    /// The requested image.
     pub(crate) fn top(&self) -> Option<&Layer> {
         self.layers.first()
     }
@@ -217,7 +217,7 @@ impl Layer {
                 }))
             }
             Format::Vhd => vhd::check(&self.part).map(|()| None),
-            // Everything in it begins and ends at a mebibyte, and QEMU looks at whole sectors only.
+            // All content begins and ends at a mebibyte, and QEMU looks at whole sectors only.
             Format::Vhdx if !self.part.is_device() && !self.part.len().is_multiple_of(512) => {
                 let why = format!(
                     "it is truncated: its {} bytes are no whole number of sectors",
@@ -271,7 +271,7 @@ impl Layer {
             .collect()
     }
 
-    /// Opens a file that the image names, if that may be.
+    /// Opens a file that the image names, if the user allows it.
     fn open_other(&self, name: &[u8], reach: &Reach, guessed: bool) -> Result<(Part, PathBuf)> {
         let shown = String::from_utf8_lossy(name).escape_debug().to_string();
         let name = Path::new(OsStr::from_bytes(name));
@@ -315,7 +315,7 @@ impl Layer {
         if !reach.allows(&real) {
             return Err(outside(&real));
         }
-        // A pipe would wait for its writer.
+        // Opening a pipe would wait for its writer.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -356,7 +356,7 @@ impl Layer {
 
     /// The question to `qemu-img` about the place of the content.
     pub(crate) fn probes(&self) -> Result<Vec<Probe>> {
-        // Of these QEMU does not tell, but looks itself.
+        // For these formats QEMU reports no places, but checks them itself.
         if matches!(self.format, Format::Raw | Format::Vhdx) {
             return Ok(Vec::new());
         }
@@ -369,7 +369,7 @@ impl Layer {
                 _description: None,
             }]);
         };
-        // Where content is in several files, QEMU does not tell in which of them.
+        // If the content is in several files, QEMU does not say in which of them.
         let sparse = self.extents.iter().filter(|(extent, _)| !extent.is_flat());
         let probes = sparse.map(|(extent, part)| {
             let text = description.rewritten(&[(extent.clone(), part.path())], true);

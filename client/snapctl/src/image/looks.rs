@@ -25,7 +25,7 @@ pub(crate) enum Looks {
     Other(&'static str),
 }
 
-/// Beginnings of what is not read here.
+/// The first bytes of unsupported formats.
 const OTHERS: [(&[u8], &str); 21] = [
     (b"QFI\xfb\0\0\0\x01", "a qcow image of version 1"),
     (b"PK\x03\x04", "a zip archive"),
@@ -114,7 +114,7 @@ impl Looks {
     }
 }
 
-/// The format that a file with this name should have, where its content tells nothing: a fixed VHD
+/// The format that a file with this name should have, if its content does not show it: a fixed VHD
 /// that was cut off has lost its footer, and a qcow2 image whose front was never written is zeros.
 pub(crate) fn expected_by_name(path: &Path) -> Option<Format> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();

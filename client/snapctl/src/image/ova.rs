@@ -124,7 +124,7 @@ fn disks(text: &str) -> Result<Vec<Disk>, String> {
     let mut disks = Vec::new();
     for disk in named("Disk") {
         let (Some(id), Some(file)) = (attribute(disk, "diskId"), attribute(disk, "fileRef")) else {
-            // An empty one, which the machine is to be given.
+            // An empty disk, which is made for the machine.
             continue;
         };
         if attribute(disk, "parentRef").is_some() {

@@ -86,12 +86,12 @@ impl Part {
         self.is_device
     }
 
-    /// It is not a stretch of a file.
+    /// The image is not a stretch of a file.
     pub(crate) fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    /// The file, if this is all of it and no other part is of the same.
+    /// The file, if this part is all of it and no other part shares it.
     pub(crate) fn into_whole_file(self) -> Option<File> {
         self.is_whole.then(|| Arc::into_inner(self.file)).flatten()
     }
@@ -118,7 +118,7 @@ impl Part {
         Ok(bytes)
     }
 
-    /// Reads exactly `len` bytes at `offset`, which `meaning` says the meaning of.
+    /// Reads exactly `len` bytes at `offset`; `meaning` names them in errors.
     pub(crate) fn exact(&self, offset: u64, len: usize, meaning: &str) -> Result<Vec<u8>> {
         let bytes = self.bytes(offset, len)?;
         if bytes.len() < len {
@@ -135,12 +135,12 @@ impl Part {
         ))
     }
 
-    /// The error for an image that cannot be what it says.
+    /// The error for an image that contradicts itself.
     pub(crate) fn damaged(&self, why: impl Into<String>) -> Error {
         Error::new(ErrorKind::File, format!("read {}", self.name), why)
     }
 
-    /// The error for an image that is not taken.
+    /// The error for an unsupported image.
     pub(crate) fn refused(&self, why: impl Into<String>) -> Error {
         Error::new(ErrorKind::File, format!("import {}", self.name), why)
     }
@@ -153,7 +153,7 @@ impl Part {
         }
     }
 
-    /// A path that another process finds the file by, also one that has no name.
+    /// A path by which another process finds the file, even if the file has no name.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd())
     }

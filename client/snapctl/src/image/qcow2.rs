@@ -24,11 +24,11 @@ const DATA_FILE_NAME: u32 = 0x4441_5441;
 /// The fields of the header.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Header {
-    /// The content where this image has none.
+    /// The image behind this one, for content that this one lacks.
     pub(crate) backing: Option<Reference>,
-    /// Its own content, if that is in another file.
+    /// The file with its own content, if that is another file.
     pub(crate) data_file: Option<Vec<u8>>,
-    /// The other file is a raw disk by itself.
+    /// True if the other file is a raw disk by itself.
     pub(crate) data_file_is_raw: bool,
     pub(crate) size_bytes: u64,
     cluster_bits: u32,
@@ -114,7 +114,8 @@ impl Header {
         Ok(header)
     }
 
-    /// That packed clusters are all there: `qemu-img` tells where the others are, but not these.
+    /// Checks that all packed clusters are there: `qemu-img` shows the places of the others, but
+    /// not of these.
     pub(crate) fn check_packed(&self, part: &Part) -> Result<()> {
         if self.data_file.is_some() {
             return Ok(());
@@ -147,7 +148,7 @@ impl Header {
     }
 }
 
-/// Where a packed cluster ends: its entry has the offset and, above it, the number of sectors after
+/// The end of a packed cluster: its entry has the offset and, above it, the number of sectors after
 /// the first.
 fn packed_end(entry: u64, cluster_bits: u32) -> u64 {
     let offset_bits = 62 - (cluster_bits - 8);

@@ -20,7 +20,7 @@ const XZ_KIB_MAX: u32 = 96 << 10;
 const BUFFER_BYTES: usize = 256 << 10;
 
 impl Packing {
-    /// By the first bytes; 10 are enough.
+    /// Detects the compression by the first bytes; 10 are enough.
     pub(crate) fn of_head(head: &[u8]) -> Option<Self> {
         if head.starts_with(b"\x1f\x8b\x08") {
             Some(Self::Gzip)

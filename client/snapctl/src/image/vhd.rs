@@ -20,7 +20,7 @@ struct Footer {
 }
 
 impl Footer {
-    /// `None` if these bytes are none.
+    /// `None` if these bytes are no footer.
     fn parse(bytes: &[u8]) -> Option<Self> {
         bytes.starts_with(COOKIE).then_some(())?;
         Some(Self {
@@ -48,7 +48,7 @@ pub(crate) fn check(part: &Part) -> Result<()> {
     let Some(at) = footer_at(&tail) else {
         return Err(part.damaged("it is truncated: it does not end with the footer of a vhd"));
     };
-    // Where there is a copy at the front, that is what QEMU goes by.
+    // If there is a copy at the front, QEMU uses that.
     let head = Footer::parse(&part.bytes(0, FOOTER_BYTES)?);
     let footer = head.or_else(|| Footer::parse(&tail[at..]));
     let footer = footer.ok_or_else(|| part.damaged("its footer is cut off"))?;

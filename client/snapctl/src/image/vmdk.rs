@@ -6,7 +6,7 @@ use super::{Part, le32, le64};
 
 /// The longest description that QEMU takes.
 const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
-/// Extents of 2 GiB of the largest disk there is room for.
+/// The most extents of a description: the largest disk in extents of 2 GiB.
 const EXTENTS_MAX: usize = 8192;
 /// The types that QEMU reads correctly.
 const CREATE_TYPES: [&str; 8] = [
@@ -26,9 +26,9 @@ pub(crate) struct Description {
     pub(crate) create_type: String,
     cid: String,
     parent_cid: String,
-    /// The image whose content shows where this one has none.
+    /// The parent, for content that this image lacks.
     pub(crate) parent: Option<Vec<u8>>,
-    /// Of an image with its description inside of it there is one: itself.
+    /// An image that contains its description has one: itself.
     pub(crate) extents: Vec<Extent>,
 }
 
@@ -41,10 +41,10 @@ pub(crate) struct Extent {
     pub(crate) offset_sectors: u64,
 }
 
-/// Where the description is.
+/// The place of the description.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
-    /// The file is nothing else; the content is in others.
+    /// The file has only the description; the content is in other files.
     Descriptor,
     /// The file has the content, and the description within.
     Sparse,
@@ -266,7 +266,8 @@ mod tests {
         assert!(why.contains("does not name"), "{why}");
     }
 
-    /// QEMU reads past extents that it does not take, and what follows is then in the wrong place.
+    /// QEMU skips extents that it does not support, and then puts all following content in the
+    /// wrong place.
     #[test]
     fn what_would_be_read_wrongly_is_refused() {
         for (from, to, said) in [

@@ -59,7 +59,7 @@ pub(crate) struct Delete {
 }
 
 impl Delete {
-    /// Refuses filters alone where nobody can be asked.
+    /// Refuses filters alone without a terminal for the question.
     pub(super) fn check(&self, options: &Options) -> Result<(), Failure> {
         let can_ask = options.output != Output::Json && io::stdin().is_terminal();
         if self.asks() && !can_ask {
@@ -111,7 +111,7 @@ impl Delete {
                     Err(error) if by_id && error.kind() == ErrorKind::NotFound => {
                         options.remark(format_args!("{snapshot} was deleted meanwhile"));
                     }
-                    // Named by its name and by its id.
+                    // A snapshot may be named by its name and by its id.
                     Err(error)
                         if error.kind() == ErrorKind::NotFound && deleted.contains(&snapshot) => {}
                     Err(error) => report.failed(snapshot, error),
@@ -178,7 +178,7 @@ impl Delete {
         let mut missing = Vec::new();
         for name in named {
             match client.snapshot(&name).await {
-                // Named by its name and by its id.
+                // A snapshot may be named by its name and by its id.
                 Ok(snapshot) if name != snapshot.id && seen.contains(&snapshot.id) => {}
                 Ok(snapshot) if matching.has(&snapshot) => take(snapshot)?,
                 Ok(_) => options.remark(format_args!("{name} does not match")),
@@ -218,8 +218,8 @@ impl Matching {
     }
 }
 
-/// What the deletion of snapshots would give back, all together. `None` for none, and for more than
-/// can be counted at one time.
+/// The space that the deletion of all these snapshots would give back. `None` without snapshots,
+/// and for more than one call can count.
 async fn estimate(
     client: &Client,
     options: &Options,
@@ -252,17 +252,17 @@ fn is_confirmed(count: usize) -> bool {
     read.is_ok() && (answer.eq_ignore_ascii_case("y") || answer.eq_ignore_ascii_case("yes"))
 }
 
-/// What became of the snapshots. Those that are deleted are written as they come.
+/// The outcome of the deletions. Deleted snapshots are written as they come.
 struct Report {
     output: Output,
     verb: &'static str,
-    /// One snapshot is named: its JSON is that of the snapshot.
+    /// True if one snapshot is named: the JSON is that of the snapshot.
     is_one: bool,
-    /// Snapshots that were written.
+    /// Number of written snapshots.
     count: u64,
     /// Names or ids of the snapshots that were not deleted, and the reasons.
     failures: Vec<(String, Error)>,
-    /// Of a dry run: what the deletion would give back.
+    /// The estimate of a dry run.
     estimate: Option<DeleteEstimate>,
 }
 
@@ -274,7 +274,7 @@ impl Report {
                 true => "would delete",
                 false => "deleted",
             },
-            // A dry run says something of all of them.
+            // A dry run also reports an estimate for all snapshots.
             is_one: delete.snapshots.len() == 1 && !delete.has_filters() && !delete.dry_run,
             count: 0,
             failures: Vec::new(),
@@ -350,7 +350,7 @@ impl Report {
         }
     }
 
-    /// Tells people why snapshots were not deleted. Programs have that in the output.
+    /// Tells people the reasons why snapshots were not deleted. Programs have them in the output.
     fn tell_failures(&self) {
         if self.output != Output::Json {
             for (_, error) in &self.failures {

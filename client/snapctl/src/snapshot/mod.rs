@@ -251,7 +251,7 @@ impl Totals {
 }
 
 impl Diff {
-    /// Extents are written as they come: there may be millions.
+    /// Written as they come: there may be millions.
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         let json = options.output == Output::Json;
         let base = options.named.snapshot(client, &self.base).await?;
