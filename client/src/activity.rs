@@ -35,7 +35,7 @@ pub struct Activity(Arc<Mutex<State>>);
 struct State {
     /// Calls and answers that are waited for.
     waiting: usize,
-    /// When something was heard last, or waiting began.
+    /// The time of the last sign of the daemon, or of the beginning of the wait.
     heard: Instant,
 }
 
@@ -80,7 +80,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// Takes note of how a poll ended.
+    /// Records the outcome of a poll.
     fn note<T>(&mut self, poll: Poll<T>) -> Poll<T> {
         match (poll.is_pending(), self.waits) {
             (true, false) => {
@@ -131,7 +131,7 @@ pub(crate) struct Connection {
 pub(crate) struct Unanswered(pub(crate) BoxError);
 
 impl Unanswered {
-    /// Returns true if it is the cause of an error.
+    /// Returns true if this is the cause of an error.
     pub(crate) fn is_behind(error: &(dyn StdError + 'static)) -> bool {
         is_behind::<Self>(error)
     }
@@ -222,7 +222,7 @@ impl http_body::Body for Sent {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        // It is asked for when what was sent before has been taken.
+        // The connection polls for more when it has taken the bytes before.
         self.activity.heard();
         Pin::new(&mut self.body).poll_frame(context)
     }

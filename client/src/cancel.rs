@@ -49,7 +49,7 @@ pub(crate) const NOTHING_VISIBLE: &str = "it was cancelled; nothing is visible";
 pub(crate) struct Completing(AtomicBool);
 
 impl Completing {
-    /// From here on the work is not dropped: its outcome would be unknown.
+    /// From here on the work is not dropped, because its outcome would be unknown.
     pub(crate) fn begin(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -59,7 +59,8 @@ impl Completing {
     }
 }
 
-/// Does work that changes nothing, unless it is cancelled first: then `outcome` says what is true.
+/// Does work that changes nothing, unless it is cancelled first: then `outcome` describes the
+/// state.
 pub(crate) async fn unless_cancelled<T>(
     what: &str,
     outcome: &str,
@@ -71,7 +72,7 @@ pub(crate) async fn unless_cancelled<T>(
 }
 
 /// Does work unless it is cancelled before its result is about to become visible: then `outcome`
-/// says what is true.
+/// describes the state.
 pub(crate) async fn until_completing<T>(
     what: &str,
     outcome: &str,

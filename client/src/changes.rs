@@ -170,7 +170,7 @@ fn until_first_error(
     .boxed()
 }
 
-/// The differences that the daemon finds.
+/// The differences that the daemon reports.
 async fn compared(
     client: &Client,
     what: &str,
@@ -181,7 +181,7 @@ async fn compared(
     let answers = client.snapshot_service().diff_snapshots(request).await;
     let answers = answers.map_err(|status| Error::rpc(what, status))?;
     let what = what.to_owned();
-    // All before this was told.
+    // Everything before this was reported.
     let mut next_bytes = 0;
     let extents = answers.into_inner().flat_map(move |answer| {
         let extents = match answer {
@@ -197,7 +197,7 @@ async fn compared(
     Ok(extents.boxed())
 }
 
-/// Where a snapshot has data, by its leaves.
+/// The data of a snapshot, from its leaves.
 fn data(
     client: &Client,
     what: &str,
@@ -245,7 +245,7 @@ fn of_segment(segment: &Segment, size_bytes: u64) -> Vec<ChangedExtent> {
 }
 
 impl ChangedExtent {
-    /// The extent, which does not begin before `next_bytes`. That is where it ends then.
+    /// Decodes an extent, which must not begin before `next_bytes`, and moves that to its end.
     fn from_proto(what: &str, extent: &v1::DiffExtent, next_bytes: &mut u64) -> Result<Self> {
         let end_bytes = extent.offset_bytes.checked_add(extent.length_bytes);
         let end_bytes = end_bytes.filter(|end| *end > extent.offset_bytes);

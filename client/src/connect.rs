@@ -66,7 +66,7 @@ impl Endpoint {
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-                // An answer that is no TLS at all may come from any program.
+                // Any program may send an answer that is not TLS.
                 answers |= matches!(inner, Some(error) if !matches!(error, rustls::Error::InvalidMessage(_)));
                 answers |= error.kind() == io::ErrorKind::PermissionDenied;
             }
@@ -142,7 +142,7 @@ impl FromStr for Endpoint {
             ))
         };
         if let Some(path) = text.strip_prefix("unix:") {
-            // As gRPC writes it, an absolute path may follow two slashes.
+            // gRPC's syntax has two slashes before an absolute path.
             let path = path.strip_prefix("//").unwrap_or(path);
             if path.is_empty() {
                 return refuse("no path: write unix:PATH");
@@ -240,7 +240,7 @@ impl Tls {
 }
 
 impl fmt::Debug for Tls {
-    /// Without the key.
+    /// The private key is left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
             .field("trusts_its_own", &self.authorities.is_some())

@@ -55,7 +55,7 @@ impl Content {
     }
 }
 
-/// Checks that the leaf of a segment ends within the volume: its hash does not say so.
+/// Checks that the leaf of a segment ends within the volume: its hash does not prove that.
 pub(crate) fn check_end(
     what: &str,
     size_bytes: u64,
@@ -74,7 +74,7 @@ pub(crate) fn check_end(
     Err(Error::new(ErrorKind::Damaged, what, why))
 }
 
-/// The error for a walk through a tree of the daemon's that went wrong.
+/// The error for a failed walk through a tree of the daemon.
 pub(crate) fn walk_error(what: &str, error: WalkError<Error>) -> Error {
     match error {
         WalkError::Source(error) => error,
@@ -82,7 +82,7 @@ pub(crate) fn walk_error(what: &str, error: WalkError<Error>) -> Error {
     }
 }
 
-/// The daemon's nodes. Each is checked against the id it is asked for by.
+/// The daemon's nodes. Each is checked against the requested id.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     client: Client,
@@ -98,7 +98,7 @@ impl Nodes {
         Self::new(client, true)
     }
 
-    /// For a look at a few leaves: fetches nothing that was not asked for.
+    /// For a look at a few leaves: fetches only requested nodes.
     pub(crate) fn of_part(client: &Client) -> Self {
         Self::new(client, false)
     }

@@ -23,7 +23,7 @@ pub(crate) fn root(what: &str, whose: &str, bytes: &[u8]) -> Result<Option<RootI
         .map_err(|error| Error::protocol(what, format!("{whose}: {error}")))
 }
 
-/// `None` for one that this version of the client does not know.
+/// `None` for a codec that this version of the client does not know.
 pub(crate) fn codec(chunk: &v1::Chunk) -> Option<Codec> {
     match v1::Codec::try_from(chunk.codec) {
         Ok(v1::Codec::Raw) => Some(Codec::Raw),
@@ -33,7 +33,7 @@ pub(crate) fn codec(chunk: &v1::Chunk) -> Option<Codec> {
     }
 }
 
-/// A leaf as it is sent, or what is wrong with it.
+/// Decodes a leaf. The error is a description of the mistake.
 pub(crate) fn leaf(entries: Vec<v1::LeafEntry>) -> Result<Leaf, String> {
     let entries = entries.into_iter().map(|entry| {
         let chunk = ChunkId::try_from(&entry.chunk_id[..]);
@@ -46,7 +46,7 @@ pub(crate) fn leaf(entries: Vec<v1::LeafEntry>) -> Result<Leaf, String> {
     Leaf::new(entries.collect::<Result<_, String>>()?).map_err(|error| error.to_string())
 }
 
-/// A chunk as it is sent.
+/// Encodes a chunk.
 pub(crate) fn chunk_message(
     id: ChunkId,
     codec: Codec,
@@ -66,7 +66,7 @@ pub(crate) fn chunk_message(
     }
 }
 
-/// A time, to be sent; 1970 for one before.
+/// Encodes a time. Times before 1970 become 1970.
 pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     let since = since.unwrap_or_default();
@@ -76,7 +76,7 @@ pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     }
 }
 
-/// A time as it is sent; `None` before 1970 or for what is no time.
+/// Decodes a time. `None` for times before 1970, and for invalid ones.
 pub(crate) fn system_time(time: Timestamp) -> Option<SystemTime> {
     let seconds = u64::try_from(time.seconds).ok()?;
     let nanos = u32::try_from(time.nanos)

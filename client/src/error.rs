@@ -135,10 +135,10 @@ impl Error {
         }
     }
 
-    /// The error that the answer to a call stands for.
+    /// Converts the status of an answer.
     pub(crate) fn rpc(what: impl Into<String>, status: Status) -> Self {
-        // A status with a source was made on this side, by a transport that failed. Its code says
-        // nothing: the caller can do the same about all of them.
+        // A status with a source was made on this side, by a transport that failed. Its code means
+        // nothing: the remedy is the same for all of them.
         let lost = status.source().is_some();
         let kind = match status.code() {
             _ if lost => ErrorKind::Unreachable,
@@ -165,7 +165,7 @@ impl Error {
         }
     }
 
-    /// The daemon did what the protocol does not allow.
+    /// The daemon broke the protocol.
     pub(crate) fn protocol(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::new(
             ErrorKind::Internal,

@@ -13,7 +13,7 @@ use crate::{
     retry,
 };
 
-/// How a collection goes about its work. What is `None` is as in the settings of the daemon.
+/// Options of a collection. `None` takes the setting of the daemon.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct GcOptions {
     /// A pack is rewritten if at least this part of its bytes is dead, in percent: 1 to 100.
@@ -26,9 +26,9 @@ pub struct GcOptions {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum GcPhase {
-    /// It finds out what is live, and has changed nothing.
+    /// It finds the live records, and has changed nothing.
     Marking,
-    /// It copies what is live out of packs, and removes them.
+    /// It copies live records out of packs, and removes the packs.
     Sweeping,
     /// A phase that this version of the client does not know.
     Unknown,
@@ -67,7 +67,7 @@ pub struct GcProgress {
 pub struct GcReport {
     /// Packs that were removed.
     pub packs_removed: u64,
-    /// Bytes of their files. The store is shorter by these, less `copied_bytes`.
+    /// Bytes of their files. The store is smaller by these, less `copied_bytes`.
     pub removed_bytes: u64,
     /// Bytes of live records that were copied from them into other packs.
     pub copied_bytes: u64,
@@ -88,7 +88,7 @@ pub struct GcReport {
 }
 
 impl GcReport {
-    /// Bytes by which the store has become shorter.
+    /// Bytes by which the store has shrunk.
     #[must_use]
     pub fn returned_bytes(&self) -> u64 {
         self.removed_bytes.saturating_sub(self.copied_bytes)
@@ -127,7 +127,7 @@ pub struct GcEnded {
     pub outcome: Result<GcReport, String>,
 }
 
-/// What a collection would do.
+/// A plan of a collection.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct GcPlan {
@@ -135,35 +135,35 @@ pub struct GcPlan {
     pub steps: Vec<GcStep>,
     /// Packs that are dropped: nothing in them is live.
     pub packs_dropped: u64,
-    /// Packs that are rewritten: enough of them is dead.
+    /// Packs that are rewritten: enough of each is dead.
     pub packs_rewritten: u64,
     /// Packs that are merged, because they are short.
     pub packs_merged: u64,
     /// Bytes of live records that are copied.
     pub copied_bytes: u64,
-    /// Bytes of the files that go. The store gets shorter by these, less `copied_bytes`.
+    /// Bytes of the files that are removed. The store shrinks by these, less `copied_bytes`.
     pub removed_bytes: u64,
-    /// What the store takes now.
+    /// The space that the store takes now.
     pub usage: StoreUsage,
 }
 
 impl GcPlan {
-    /// Bytes by which the store would become shorter.
+    /// Bytes by which the store would shrink.
     #[must_use]
     pub fn returned_bytes(&self) -> u64 {
         self.removed_bytes.saturating_sub(self.copied_bytes)
     }
 }
 
-/// What becomes of packs.
+/// The actions of a collection on packs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum GcAction {
-    /// A pack goes: nothing in it is live.
+    /// A pack is removed: nothing in it is live.
     Drop,
-    /// A pack goes when its live records are copied.
+    /// A pack is removed after its live records are copied.
     Rewrite,
-    /// Several packs go when their live records are copied into one.
+    /// Several packs are removed after their live records are copied into one.
     Merge,
     /// An action that this version of the client does not know.
     Unknown,
@@ -185,17 +185,17 @@ impl GcAction {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct GcStep {
-    /// What is done.
+    /// The action.
     pub action: GcAction,
-    /// Names of the packs that go.
+    /// Names of the packs that are removed.
     pub packs: Vec<String>,
     /// Bytes of live records that are copied.
     pub copied_bytes: u64,
-    /// Bytes of the files that go.
+    /// Bytes of the files that are removed.
     pub removed_bytes: u64,
 }
 
-/// What the whole store takes.
+/// The space that the whole store takes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct StoreUsage {
@@ -215,34 +215,33 @@ pub struct StoreUsage {
     pub free_bytes: u64,
 }
 
-/// What the deletion of snapshots gives back.
+/// An estimate of the space that a deletion of snapshots gives back.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct DeleteEstimate {
     /// Stored bytes that nothing but these snapshots needs.
     pub dead_bytes: u64,
-    /// Bytes by which the store gets shorter in the next collection, beyond those without the
-    /// deletion.
+    /// Bytes by which the deletion makes the store shrink further in the next collection.
     pub returned_bytes: u64,
 }
 
-/// What snapshots and volumes take, each in the order in which they were given.
+/// The space that snapshots and volumes take, each in the order of the request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Usages {
-    /// Of the snapshots.
+    /// Usage of the snapshots.
     pub snapshots: Vec<Usage>,
-    /// Of the bases of the volumes, without their journals.
+    /// Usage of the bases of the volumes, without their journals.
     pub volumes: Vec<Usage>,
 }
 
-/// What a snapshot, or the base of a volume, takes.
+/// The space that a snapshot, or the base of a volume, takes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Usage {
     /// Stored bytes that nothing else needs.
     pub exclusive_bytes: u64,
-    /// Stored bytes that other snapshots or volumes need, too; 0 unless they were asked for.
+    /// Stored bytes that other snapshots or volumes need, too; 0 unless they were requested.
     pub shared_bytes: u64,
 }
 
@@ -299,8 +298,8 @@ impl Client {
         GcStatus::from_proto(WHAT, answer.into_inner())
     }
 
-    /// Returns what a collection would do now. The daemon looks at the content of all snapshots and
-    /// volumes for it, at its own rate: that of the options does not count.
+    /// Returns what a collection would do now. For that the daemon looks at the content of all
+    /// snapshots and volumes, at its own rate: it ignores the rate of the options.
     ///
     /// # Errors
     ///
@@ -321,9 +320,9 @@ impl Client {
         Ok(GcPlan::from_proto(answer.into_inner()))
     }
 
-    /// Returns what the deletion of these snapshots, by name or id, would give back: at most
-    /// [`USAGE_RECORDS_MAX`](crate::USAGE_RECORDS_MAX) of them. The daemon looks at the content of
-    /// all snapshots and volumes for it.
+    /// Returns how much the deletion of these snapshots, by name or id, would give back: at most
+    /// [`USAGE_RECORDS_MAX`](crate::USAGE_RECORDS_MAX) of them. For that the daemon looks at the
+    /// content of all snapshots and volumes.
     ///
     /// # Errors
     ///
@@ -345,9 +344,9 @@ impl Client {
         })
     }
 
-    /// Returns what these snapshots and volumes, by name or id, take: together at most
-    /// [`USAGE_RECORDS_MAX`](crate::USAGE_RECORDS_MAX). The daemon looks at the content of all
-    /// snapshots and volumes for it. Shared bytes take longer.
+    /// Returns how much space these snapshots and volumes, by name or id, take: together at most
+    /// [`USAGE_RECORDS_MAX`](crate::USAGE_RECORDS_MAX). For that the daemon looks at the content of
+    /// all snapshots and volumes. Shared bytes take longer.
     ///
     /// # Errors
     ///
@@ -388,7 +387,7 @@ impl Client {
 }
 
 impl<'a> GcRun<'a> {
-    /// Sets the control of the call. Cancelling it does not stop the collection, which goes on in
+    /// Sets the control of the call. Cancelling it does not stop the collection, which continues in
     /// the daemon: see [`Client::stop_gc`]. Its progress counts bytes of removed files.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();

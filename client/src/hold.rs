@@ -1,4 +1,4 @@
-//! Holding a snapshot: its content stays in the store, whatever becomes of its record.
+//! Holding a snapshot: its content stays in the store, even if its record is deleted.
 
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
@@ -12,8 +12,8 @@ use crate::{
     snapshots::Snapshot,
 };
 
-/// A snapshot whose content stays in its store for as long as this lives and the connection does:
-/// see [`Client::hold_snapshot`].
+/// A snapshot whose content stays in its store while this value and its connection exist: see
+/// [`Client::hold_snapshot`].
 #[derive(Debug)]
 #[must_use = "the snapshot is held only for as long as this lives"]
 pub struct SnapshotHold {
@@ -64,8 +64,8 @@ impl SnapshotHold {
         &self.snapshot
     }
 
-    /// Waits until the hold is lost, and returns the reason. Hold the snapshot again then: if it
-    /// still exists, nothing of it has gone.
+    /// Waits until the hold is lost, and returns the reason. Then hold the snapshot again: if it
+    /// still exists, its content is complete.
     pub async fn lost(&mut self) -> Error {
         loop {
             match timeout(HOLD_SILENCE, self.answers.message()).await {

@@ -47,7 +47,7 @@ pub const FETCH_CHUNKS_MAX: usize = 4096;
 
 /// Snapshots and volumes in one question about what they take, or what their deletion gives back.
 pub const USAGE_RECORDS_MAX: usize = 64 << 10;
-/// A hold of a snapshot on which nothing arrives for so long is lost. The daemon sends something
+/// A hold of a snapshot on which nothing arrives for this long is lost. The daemon sends something
 /// every 15 seconds.
 pub const HOLD_SILENCE: Duration = Duration::from_secs(60);
 
@@ -94,11 +94,11 @@ pub(crate) const READ_GROUPS: usize = 4;
 /// Segments that an upload on a base cuts again at one time.
 pub(crate) const BASED_SEGMENTS: usize = 4;
 
-/// How long to wait for the outcome of work that was cancelled as it was about to become visible.
+/// Time limit for the outcome of work that was cancelled as it was about to become visible.
 pub(crate) const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
-/// How long to repeat calls that the daemon refuses because it has as much under way as it allows.
+/// Time for which calls are repeated that the daemon refuses because too much is under way.
 pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(120);
-/// Least and longest pause before such a call is repeated, whatever the daemon says.
+/// Least and longest pause before such a call is repeated, even if the daemon asks for another.
 pub(crate) const BUSY_PAUSES: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(10));
 /// Pause between two questions whether snapshots are complete.
@@ -114,15 +114,15 @@ pub(crate) const COPY_POLL: (Duration, Duration) =
 /// hand, and one more message waits.
 pub(crate) const DECODERS_MAX: usize = 8;
 /// Largest message of a download that is accepted. A daemon sends a mebibyte of payload at a time,
-/// and what names it.
+/// with the ids and lengths of the chunks.
 pub(crate) const CONTENT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes that a peer may send on one stream before they are taken.
 pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// Bytes that a peer may send on all streams of a connection before they are taken.
 pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// The same for a unix socket, where there is no way to cover: what waits here only takes memory,
-/// and fresh memory costs time. A stream that is not taken leaves room for others.
+/// The same for a unix socket, which needs no bytes in flight: waiting bytes only take memory, and
+/// fresh memory costs time. A stream that is not taken leaves room for others.
 pub(crate) const LOCAL_STREAM_WINDOW_BYTES: u32 = 4 << 20;
 pub(crate) const LOCAL_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Bytes that may wait in a unix socket on their way to the daemon, for fewer, larger turns between
@@ -138,17 +138,16 @@ pub(crate) const LIST_PAGE: u32 = 200;
 /// bytes.
 const SNAPSHOT_BYTES_MAX: usize = 50 * (127 + 255) * 4 + 2048;
 
-/// How long a connection may take to be made.
+/// Time limit for making a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection with calls under way on which nothing has come for this long is asked for a sign of
-/// life.
+/// The client pings a connection with calls under way on which nothing has come for this long.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// How long that sign may take.
+/// Time limit for the answer to the ping.
 pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long telling the daemon that an upload is given up may take.
+/// Time limit for telling the daemon that an upload is aborted.
 pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a call that can be repeated is tried.
+/// The most tries of a call that can be repeated.
 pub(crate) const ATTEMPTS: u32 = 5;
 /// Pause before the second try; each one after is twice as long.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -164,7 +163,7 @@ const _: () = assert!(
         + (DECODERS_MAX + 2) * SEGMENT_BYTES
         <= PIPELINE_MEMORY_MAX
 );
-// Whatever a segment holds, a job has room for it, and every reader can have a buffer.
+// A job has room for any segment, and every reader can have a buffer.
 const _: () =
     assert!(JOB_BYTES == SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
 const _: () =

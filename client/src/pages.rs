@@ -6,8 +6,8 @@ use futures::{Stream, TryStreamExt, stream};
 
 use crate::error::{Error, Result};
 
-/// The items of a listing, page after page, each fetched when it is needed. `fetch`
-/// takes the token of a page and gives what is in it and the next token, empty after the last.
+/// The items of a listing, page after page, each fetched when it is needed. `fetch` takes the token
+/// of a page and returns its items and the next token, empty after the last page.
 pub(crate) fn listed<T, P, F>(
     what: &'static str,
     fetch: P,

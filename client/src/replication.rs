@@ -55,7 +55,7 @@ pub struct FetchedChunk {
 }
 
 impl Client {
-    /// Fetches the root record of some content.
+    /// Fetches the root record of a snapshot's content.
     ///
     /// # Errors
     ///
@@ -194,8 +194,8 @@ impl Client {
 }
 
 impl Client {
-    /// Fetches chunks, of which all have room in memory, whether the caller polls or not: at most
-    /// a segment's bytes.
+    /// Fetches chunks that all fit in memory, even while the caller does not poll: at most a
+    /// segment's bytes.
     pub(crate) async fn fetch_all_chunks(
         &self,
         what: &str,
@@ -203,15 +203,16 @@ impl Client {
     ) -> Result<Vec<FetchedChunk>> {
         let (client, owned) = (self.clone(), what.to_owned());
         let chunks = taken(what, async move {
-            // From the beginning: a busy daemon may say so only when it has begun to answer.
+            // Repeat it from the beginning: a busy daemon may refuse only after its answer has
+            // begun.
             retry::idempotent(|| client.all_chunks(&owned, &wanted)).await
         });
         let chunks = chunks.await?;
         chunks.map_err(|status| Error::rpc(what, status))?
     }
 
-    /// As [`fetch_all_chunks`](Self::fetch_all_chunks), once. The inner error is what the daemon
-    /// sent and must not.
+    /// Like [`fetch_all_chunks`](Self::fetch_all_chunks), without repetition. The inner error is an
+    /// answer that breaks the protocol.
     async fn all_chunks(
         &self,
         what: &str,
@@ -240,8 +241,8 @@ impl Client {
     }
 }
 
-/// Takes an answer in, also while the caller does not poll: one that is left where it is fills the
-/// connection's window, and then no other call on the connection comes to its end.
+/// Receives an answer even while the caller does not poll: otherwise it would fill the connection's
+/// window, and block all other calls on the connection.
 async fn taken<T: Send + 'static>(
     what: &str,
     answer: impl Future<Output = T> + Send + 'static,
@@ -256,7 +257,7 @@ async fn taken<T: Send + 'static>(
 #[derive(Debug)]
 pub struct ChunkStream {
     what: String,
-    /// In the order in which they must come.
+    /// The requested ids, in order.
     expected: VecDeque<ChunkId>,
     answers: Streaming<v1::FetchChunksResponse>,
 }

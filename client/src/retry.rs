@@ -41,8 +41,9 @@ fn passes(status: &Status) -> bool {
     status.code() == Code::Unavailable || status.source().is_some()
 }
 
-/// Runs `call` until it is not refused for what others have under way, or has been for
-/// [`BUSY_PATIENCE`]. For any call: one that is refused so has done nothing, or can be done again.
+/// Runs `call` until the daemon no longer refuses it for work under way, or has done so for
+/// [`BUSY_PATIENCE`]. For any call: a call refused in this way has done nothing, or can be
+/// repeated.
 pub(crate) async fn while_busy<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,

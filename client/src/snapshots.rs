@@ -194,7 +194,7 @@ impl Client {
     }
 
     /// Deletes the records of the snapshots with these names or ids, many with each call, and
-    /// returns what became of each, in their order. A snapshot that is named twice is not found the
+    /// returns the outcome for each, in order. A snapshot that is named twice is not found the
     /// second time.
     ///
     /// The stream deletes as it is polled. It ends with its first error, one of the connection:

@@ -56,9 +56,10 @@ pub struct Status {
     pub read_only_reason: Option<String>,
     /// NBD URIs of the daemon, without an export name.
     pub nbd_uris: Vec<String>,
-    /// Garbage collection; `None` if the daemon is older than that.
+    /// Garbage collection; `None` if the daemon is older than garbage collection.
     pub gc: Option<GcStatus>,
-    /// Bytes of dead records that the last collection has left. `None` if none has ended well.
+    /// Bytes of dead records that the last collection has left. `None` if no collection has ended
+    /// well.
     pub dead_bytes: Option<u64>,
 }
 

@@ -8,7 +8,7 @@ use varve_proto::v1;
 
 use crate::convert;
 
-/// A decoder and its buffer, to be used again.
+/// A decoder and its buffer, for reuse.
 #[derive(Default)]
 pub(crate) struct Unpacker {
     decoder: Decoder,
@@ -16,8 +16,8 @@ pub(crate) struct Unpacker {
 }
 
 impl Unpacker {
-    /// The plain bytes of a chunk as it comes, if they have the id that it should have; otherwise
-    /// what is wrong with them.
+    /// Decodes a received chunk, and checks it against the requested id. The error is a description
+    /// of the mistake.
     pub(crate) fn unpack_message<'a>(
         &'a mut self,
         id: ChunkId,
@@ -28,7 +28,7 @@ impl Unpacker {
         self.unpack(id, codec, chunk.plain_bytes as usize, &chunk.payload)
     }
 
-    /// The plain bytes of a chunk, if they have its id; otherwise what is wrong with them.
+    /// Unpacks a chunk, and checks it against its id. The error is a description of the mistake.
     pub(crate) fn unpack<'a>(
         &'a mut self,
         id: ChunkId,

@@ -50,7 +50,7 @@ pub struct VolumeStatus {
     pub journal_bytes: u64,
     /// Bytes that the journal may take on disk.
     pub journal_bytes_max: u64,
-    /// Bytes of memory that the journal's map takes, about; 0 while the volume is not open.
+    /// Approximate bytes of memory that the journal's map takes; 0 while the volume is not open.
     pub map_bytes: u64,
     /// The journal's content when the volume was opened; `None` while it is not open.
     pub found: Option<JournalFound>,
@@ -76,8 +76,8 @@ pub struct JournalFound {
 /// The settings of a new clone.
 #[derive(Clone, Debug, Default)]
 pub struct NewClone {
-    /// A snapshot or a volume: an id, a name that only one of them has, or a name after `snapshot/`
-    /// or `volume/`.
+    /// A snapshot or a volume: an id; a name that only a snapshot or only a volume has; or a name
+    /// after `snapshot/` or `volume/`.
     pub source: String,
     /// The new volume's name.
     pub name: String,
@@ -133,7 +133,7 @@ impl Client {
         let request = v1::CreateVolumeRequest {
             name: new.name,
             size_bytes: match new.size_bytes {
-                // The protocol takes it for none given.
+                // The protocol takes 0 for no size.
                 Some(0) => {
                     return Err(Error::new(
                         ErrorKind::Invalid,

@@ -205,13 +205,13 @@ impl<'a> CopyWait<'a> {
     }
 }
 
-/// The pause before copies are asked about again: a part of the time that they took so
-/// far, so that their end is not told much later than it came.
+/// The pause before the next question about copies: a part of the time that they took so far, so
+/// that the caller learns of their end soon after it.
 fn copy_pause(elapsed: Duration) -> Duration {
     (elapsed / COPY_POLL_PART).clamp(COPY_POLL.0, COPY_POLL.1)
 }
 
-/// Counts what has arrived of some copies.
+/// Counts the data of copies that has arrived.
 fn count(copies: &[Copy], arrivals: &mut HashMap<String, Arrival>, progress: &Progress) {
     let (mut total, mut done) = (0_u64, 0_u64);
     for copy in copies {
@@ -225,12 +225,12 @@ fn count(copies: &[Copy], arrivals: &mut HashMap<String, Arrival>, progress: &Pr
 }
 
 /// The data of a copy that has arrived. A copy counts data as done in large steps, when all chunks
-/// of a step are there; what has arrived of the next step counts here already, so that a slow copy
-/// is seen to go on.
+/// of a step are there. This already counts the arrived part of the next step, so that a slow copy
+/// shows progress.
 #[derive(Debug, Default)]
 struct Arrival {
     done_data_bytes: u64,
-    /// Received when the done data was last another.
+    /// Received bytes when the done data last changed.
     received_bytes: u64,
     shown_bytes: u64,
 }
@@ -290,10 +290,10 @@ mod tests {
             (0, 0, 0),
             (0, 500, 500),
             (0, 3000, 3000),
-            // The step is done: its data are more than its payload.
+            // The step is done: its data is more than its payload.
             (4000, 3000, 4000),
             (4000, 3700, 4700),
-            // It begins anew: it is not shown to go back.
+            // The copy begins again, but its progress does not go back.
             (0, 3700, 4700),
             (9900, 9000, 9900),
             (9900, 9900, 10_000),

@@ -174,7 +174,7 @@ impl fmt::Debug for ArchiveImport<'_> {
     }
 }
 
-/// The upload that an archive becomes.
+/// The upload for an archive.
 fn request(
     snapshot: &Snapshot,
     name: String,
@@ -195,8 +195,8 @@ fn request(
     }
 }
 
-/// Checks that the store has the base of an archive. Returns the id of the snapshot before it, if
-/// that is known here.
+/// Checks that the store has the base of an archive. Returns the id of the previous snapshot, if
+/// the store has it.
 async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
     let Some(base) = &facts.base else {
         return Ok(None);
@@ -226,7 +226,7 @@ async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<
     }
 }
 
-/// Leaves whose chunks the daemon has, with their segments, and what was sent for them.
+/// Leaves whose chunks the daemon has, with their segments, and the bytes sent for them.
 type Accepted = (Vec<(u32, Leaf)>, Sent);
 
 /// The leaves and chunks of an archive on their way to the daemon.
@@ -238,7 +238,7 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Sends what is missing.
+    /// Sends missing chunks.
     async fn run(&self, parts: &mut Parts, progress: &Progress) -> Result<Sent> {
         let mut total = Sent::default();
         let mut waiting = LeafBatch::default();
@@ -262,8 +262,8 @@ impl Sending<'_> {
         Ok(total)
     }
 
-    /// All leaves, in their order. They come out when their chunks, and those of all leaves before
-    /// them, are at the daemon.
+    /// All leaves in order. Each is returned when the daemon has its chunks, and those of all
+    /// leaves before it.
     fn all_accepted<'b>(&'b self, parts: &'b mut Parts) -> BoxStream<'b, Result<Accepted>> {
         stream::try_unfold(parts, |parts| async move {
             let leaves = parts.leaves().await?;
@@ -301,7 +301,7 @@ impl Sending<'_> {
             } => {
                 let sent = match self.session.send_packed(&ids, chunks.clone()).await {
                     Err(error) if error.kind() == ErrorKind::Invalid => {
-                        // It says which, and not where.
+                        // The daemon names the chunk, but not its place in the file.
                         let file = self.file.to_owned();
                         let checked = task::spawn_blocking(move || {
                             check_chunks(&file, offset_bytes, &ids, &chunks)
@@ -342,19 +342,19 @@ fn lineage(snapshot: &Snapshot, base_here: Option<String>) -> v1::SnapshotLineag
     }
 }
 
-/// Leaves on their way.
+/// A leaf on its way.
 #[derive(Debug)]
 enum Leaves {
-    /// One with those of its chunks that the archive has there.
+    /// A leaf of the archive, with the chunks that follow it there.
     Given {
         segment: u32,
         leaf: Leaf,
         ids: Vec<ChunkId>,
         chunks: Vec<v1::Chunk>,
-        /// Where it begins in the file.
+        /// Its offset in the file.
         offset_bytes: u64,
     },
-    /// Some of the base's.
+    /// Leaves of the base.
     Known(Vec<(u32, NodeId)>),
 }
 
@@ -363,7 +363,7 @@ enum Leaves {
 enum Part {
     Head(ArchiveFacts),
     Leaves(Leaves),
-    /// It was whole.
+    /// The archive was whole.
     End(ArchiveFacts),
 }
 
@@ -409,7 +409,7 @@ impl Parts {
         }
     }
 
-    /// The next ones; `None` when all have come, and the archive has proved to be whole.
+    /// The next leaves; `None` when all have come and the archive has proved to be whole.
     async fn leaves(&mut self) -> Result<Option<Leaves>> {
         match self.next().await? {
             Part::Leaves(leaves) => Ok(Some(leaves)),
@@ -430,7 +430,7 @@ impl Parts {
     }
 }
 
-/// Reads an archive; `pass` takes its parts, and says whether it wants more.
+/// Reads an archive. `pass` takes its parts, and returns true if it wants more.
 fn read(from: impl Read, name: &str, pass: impl Fn(Part) -> bool) -> Result<()> {
     let mut reader = Reader::open(from, name)?;
     if !pass(Part::Head(reader.facts().clone())) {

@@ -95,7 +95,7 @@ fn check_chunks(
     Ok(())
 }
 
-/// A set of chunk ids, as many as there is room for.
+/// A set of chunk ids, with a limit on their number.
 #[derive(Debug)]
 struct Seen {
     ids: HashSet<ChunkId>,
@@ -114,7 +114,7 @@ impl Seen {
         }
     }
 
-    /// Adds an id, if there is room. Returns true if it is new as far as the set knows.
+    /// Adds an id, if there is room. Returns true if the set does not have it.
     fn is_new(&mut self, id: ChunkId) -> bool {
         if self.is_full() {
             !self.ids.contains(&id)

@@ -34,27 +34,27 @@ pub(super) struct Group {
     pub(super) segment: u32,
     pub(super) leaf: GroupLeaf,
     pub(super) chunks: Vec<(ChunkId, v1::Chunk)>,
-    /// Where the leaf begins in the file.
+    /// Its offset in the file.
     pub(super) offset_bytes: u64,
 }
 
 #[derive(Debug)]
 pub(super) enum GroupLeaf {
     Given(Leaf),
-    /// The base has it.
+    /// A leaf of the base.
     Known(NodeId),
 }
 
-/// An archive that is read.
+/// An archive that is being read.
 pub(super) struct Reader<R> {
     from: BufReader<R>,
     name: String,
     digest: blake3::Hasher,
-    /// Where the next record begins.
+    /// Offset of the next record.
     offset_bytes: u64,
     facts: ArchiveFacts,
     tree: TreeBuilder,
-    /// The record after those that were given.
+    /// The record after those that were returned.
     next: Option<(u64, Record)>,
     has_ended: bool,
 }
@@ -182,7 +182,7 @@ impl<R: Read> Reader<R> {
         let wrong = |why: String| format!("the leaf of segment {segment}: {why}");
         let leaf =
             convert::leaf(message.entries).map_err(|why| self.damaged(offset_bytes, wrong(why)))?;
-        // Before the leaf's end is compared: that there is such a segment.
+        // Check that the segment exists before comparing the leaf's end with the volume's.
         self.push(offset_bytes, segment, leaf.id())?;
         let blocks = segment_blocks(self.facts.snapshot.size_bytes, segment);
         if leaf.end_block() > blocks {
@@ -217,12 +217,13 @@ impl<R: Read> Reader<R> {
                 self.next = Some((offset_bytes, record));
                 return Ok(chunks);
             };
-            // A leaf has an end, and so have the batches that follow it.
+            // A leaf is finite, and so are the batches that follow it.
             if batch.chunks.is_empty() {
                 return Err(self.damaged(offset_bytes, "a batch without chunks"));
             }
             for chunk in batch.chunks {
-                // In the order of their places, so that a leaf's chunks are bounded by its entries.
+                // Chunks come in the order of their places, so the entries of a leaf bound their
+                // number.
                 let place = firsts.find(|entry| entry.chunk.as_bytes()[..] == chunk.id[..]);
                 let Some(place) = place else {
                     let why = "a chunk that is not in its leaf, or out of order";
@@ -273,7 +274,8 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// The next record, and where it begins. An end is one only if all before it has its digest.
+    /// The next record and its offset. An end is valid only if its digest matches everything before
+    /// it.
     fn record(&mut self) -> Result<(u64, Record)> {
         let offset_bytes = self.offset_bytes;
         let (record, bytes) = record(&mut self.from, &self.name, offset_bytes)?;

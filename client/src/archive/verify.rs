@@ -92,7 +92,7 @@ pub(super) fn check(from: impl Read, name: &str, control: &Control) -> Result<Ar
                 })
             })
             .collect();
-        // Theirs alone: when the last of them ends, nothing more can be sent.
+        // Only these threads have senders: when the last of them ends, nothing more can be sent.
         drop(work);
         let read = read_all(&mut reader, name, control, |group| {
             let ends = found.load(Ordering::Relaxed) || control.cancel.is_cancelled();
@@ -109,8 +109,8 @@ pub(super) fn check(from: impl Read, name: &str, control: &Control) -> Result<Ar
     Ok(reader.facts().clone())
 }
 
-/// Reads all leaves, and finds that their chunks are there. `pass` takes them, and says whether it
-/// wants more.
+/// Reads all leaves, and checks that their chunks are in the archive. `pass` takes them, and
+/// returns true if it wants more.
 fn read_all(
     reader: &mut Reader<impl Read>,
     name: &str,
@@ -118,7 +118,7 @@ fn read_all(
     pass: impl Fn(Group) -> bool,
 ) -> Result<()> {
     let has_base = reader.facts().base.is_some();
-    // With their lengths in bytes: leaves that have a chunk from one before can say another.
+    // Ids with lengths in bytes: a later leaf may claim another length for the same chunk.
     let mut present: HashMap<ChunkId, u32> = HashMap::new();
     while let Some(group) = reader.next()? {
         if let GroupLeaf::Given(leaf) = &group.leaf {
@@ -142,7 +142,7 @@ fn read_all(
             control.progress.add_done(data_bytes);
         }
         if !pass(group) {
-            // A checking thread found something and says what, or nobody waits for the outcome.
+            // A checking thread has found damage and reports it, or nobody waits for the outcome.
             return Ok(());
         }
     }

@@ -128,7 +128,7 @@ struct Export<'a> {
     progress: &'a Progress,
 }
 
-/// A leaf as it comes into the archive.
+/// A leaf as it is written to the archive.
 enum Planned {
     Known(u32, NodeId),
     Given {
@@ -186,7 +186,7 @@ impl Export<'_> {
                     .try_buffered(ARCHIVE_LEAF_FETCHES)
                     .map_ok(|leaves| stream::iter(leaves.into_iter().map(Ok)))
                     .try_flatten()
-                    // One after the other, in the order of the archive.
+                    // One record after another, in the order of the archive.
                     .map_ok(|planned| choose(planned, &mut seen))
                     .map_ok(|planned| self.fetch(planned, content.root.size_bytes))
                     .try_buffered(ARCHIVE_GROUPS)
@@ -278,7 +278,7 @@ impl Export<'_> {
                 for id in ids {
                     seen.is_new(id);
                 }
-                // All that differs is walked through to be counted.
+                // Walk through all differences to count them.
                 if seen.is_full() && !differing {
                     break;
                 }
@@ -287,7 +287,7 @@ impl Export<'_> {
         Ok(wanted)
     }
 
-    /// Some leaves as they come into the archive, in their order; those that the base has are not
+    /// Leaves as they are written to the archive, in order; those that the base has are not
     /// fetched.
     async fn planned(&self, leaves: ComparedLeaves) -> Result<Vec<Planned>> {
         let known = leaves.kept.into_iter();
@@ -331,7 +331,7 @@ impl Export<'_> {
                 new,
             } => (segment, id, leaf, new),
         };
-        // Nobody could import it.
+        // No store could import it.
         check_end(self.what, size_bytes, segment, id, &leaf)?;
         let mut lens = HashMap::new();
         for entry in leaf.entries() {
@@ -364,7 +364,7 @@ impl Export<'_> {
         let checked = task::spawn_blocking(move || {
             let mut unpacker = Unpacker::default();
             let checked = chunks.into_iter().map(|chunk| {
-                // By the leaf's word, which has been checked.
+                // The leaf gives the length, and was checked.
                 let len = lens.get(&chunk.id).copied().unwrap_or_default();
                 let unpacked = unpacker.unpack(chunk.id, chunk.codec, len, &chunk.payload);
                 unpacked.map_err(|why| {
@@ -411,7 +411,7 @@ impl Planned {
     }
 }
 
-/// A leaf with all that comes with it.
+/// A leaf with its records.
 struct Group {
     segment: u32,
     id: NodeId,
@@ -425,7 +425,7 @@ fn choose(planned: Planned, seen: &mut Seen) -> Planned {
         Planned::Given {
             segment, id, leaf, ..
         } => {
-            // A set of its own, too: one that is full does not tell that a chunk repeats.
+            // A set for this leaf, too: a full one does not show that a chunk repeats.
             let mut of_leaf = HashSet::new();
             let entries = leaf.entries().iter().zip(0u32..);
             let new = entries
@@ -444,7 +444,7 @@ fn choose(planned: Planned, seen: &mut Seen) -> Planned {
     }
 }
 
-/// Counts of what was written.
+/// Counts of written chunks, bytes and leaves.
 pub(super) struct Written {
     chunks: u64,
     payload_bytes: u64,
@@ -456,7 +456,7 @@ pub(super) struct Writer<W: Write> {
     to: BufWriter<W>,
     digest: blake3::Hasher,
     written: Written,
-    /// To be used again.
+    /// Reused for each record.
     buffer: Vec<u8>,
 }
 

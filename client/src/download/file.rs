@@ -32,7 +32,7 @@ pub struct FileSink {
     file: File,
     path: PathBuf,
     target: Target,
-    /// The system was asked to write out what is before this.
+    /// The system was asked to write out everything before this offset.
     started_bytes: AtomicU64,
 }
 
@@ -130,16 +130,16 @@ impl Sink for FileSink {
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         match self.target {
-            // They were empty to begin with.
+            // Unwritten ranges of a new file are empty.
             Target::New(_) | Target::Scratch => Ok(()),
             Target::Device => zero_device(&self.file, range),
         }
     }
 
     fn settled(&self, end_bytes: u64) -> io::Result<()> {
-        // So that the sync at the end finds most of it on disk. The advice makes the system write
-        // out what is dirty in the range, without waiting; it drops only what is on disk already,
-        // which none of this is.
+        // Write out early, so that the sync at the end finds most data on disk. The advice makes
+        // the system write out the dirty pages of the range, without waiting; it drops only pages
+        // that are on disk already, which none of these are.
         let start_bytes = self.started_bytes.swap(end_bytes, Ordering::Relaxed);
         if !matches!(self.target, Target::Scratch)
             && let Some(len) = NonZeroU64::new(end_bytes.saturating_sub(start_bytes))
@@ -161,7 +161,7 @@ impl Sink for FileSink {
     }
 }
 
-/// Makes a range of a block device read as zeros: by telling it, where it understands that.
+/// Makes a range of a block device read as zeros: by a command, if the device supports it.
 fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
     if range.is_empty() {
         return Ok(());
@@ -169,7 +169,7 @@ fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
     let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
     match fallocate(device, flags, range.start, range.end - range.start) {
         Ok(()) => return Ok(()),
-        // Not understood, or not at this alignment.
+        // Unsupported, or not at this alignment.
         Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::INVAL | Errno::NOSYS) => {}
         Err(error) => return Err(error.into()),
     }

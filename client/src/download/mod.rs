@@ -292,7 +292,7 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Waits until the sink is done with what it was last told.
+    /// Waits until the sink is done with the last report.
     async fn settled(&mut self) -> Result<()> {
         match self.settling.take() {
             Some(settling) => settling.await,

@@ -37,9 +37,9 @@ use crate::error::{Error, ErrorKind, Result};
 const LINKS_MAX: usize = 40;
 /// Names that are tried for a file until it has its own.
 const NAMES_TRIED: usize = 100;
-/// Bytes of a file's name that its temporary name has: room for the rest of it within 255.
+/// Bytes of a file's name that its temporary name repeats: the rest fits within 255.
 const NAME_BYTES_KEPT: usize = 200;
-/// Where file systems keep who else may do what with a file, and the longest that there is.
+/// The attribute in which file systems keep access lists, and its greatest length.
 const ACCESS_LIST: &CStr = c"system.posix_acl_access";
 const ACCESS_LIST_BYTES_MAX: usize = 64 << 10;
 /// The number that `statfs` has for the file system of `/proc`.
@@ -63,11 +63,11 @@ pub struct NewFile {
     file: File,
     place: Place,
     existing: Existing,
-    /// The name that it has until it is published, where files without a name cannot be.
+    /// The name until it is published, where the file system does not support files without names.
     temporary: Option<OsString>,
 }
 
-/// Where a file will be.
+/// The place of a file that is being written.
 #[derive(Debug)]
 struct Place {
     dir: OwnedFd,
@@ -79,7 +79,7 @@ struct Place {
 }
 
 impl Place {
-    /// Follows links from `path` to where a file is, or would be made.
+    /// Follows links from `path` to the place of the file.
     fn of(path: &Path) -> io::Result<Self> {
         let mut path = path.to_path_buf();
         for _ in 0..LINKS_MAX {
@@ -141,10 +141,10 @@ impl Place {
     }
 }
 
-/// Checks that a link in `dir` may be followed. In a directory where everybody may make links, as
-/// `/tmp`, only links of this user and of the directory's owner are: other users could direct the
-/// file elsewhere. The system has the same rule (`fs.protected_symlinks`), but only for links that
-/// it follows itself.
+/// Checks that a link in `dir` may be followed. In a directory where everybody may make links, such
+/// as `/tmp`, only links of this user and of the directory's owner may be: other users could direct
+/// the file elsewhere. The system has the same rule (`fs.protected_symlinks`), but only for links
+/// that it follows itself.
 fn check_followed(dir: &OwnedFd, link: &Stat) -> io::Result<()> {
     let directory = fstat(dir)?;
     let mode = Mode::from_raw_mode(directory.st_mode);
@@ -182,9 +182,9 @@ impl NewFile {
             Some(_) => return refuse(ErrorKind::File, "is not a regular file"),
         }
         let mode = match place.before {
-            // Until it has its owner.
+            // Only for this user, until the file has its owner.
             Some(_) => Mode::RUSR | Mode::WUSR,
-            // As any new file: what the user's umask leaves of it.
+            // The mode of any new file, less the user's umask.
             None => Mode::from_raw_mode(0o666),
         };
         let (file, temporary) = make(&place, mode).map_err(|error| Error::file(&what, error))?;
@@ -229,7 +229,7 @@ impl NewFile {
     pub(super) fn sync_and_name(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         match self.existing {
-            // Somebody may have made one meanwhile.
+            // Another program may have made such a file meanwhile.
             Existing::Keep => self.name_new()?,
             Existing::Replace => self.name_instead()?,
         }
@@ -328,12 +328,12 @@ fn make(place: &Place, mode: Mode) -> io::Result<(File, Option<OsString>)> {
     match openat(&place.dir, c".", flags | OFlags::TMPFILE, mode) {
         Ok(file) => {
             let file = File::from(file);
-            // It is given its name by this path.
+            // By this path the file gets its name.
             if Path::new(&by_descriptor(&file)).exists() {
                 return Ok((file, None));
             }
         }
-        // The file system, or the system, does not know such files.
+        // The file system or the kernel does not support such files.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
@@ -350,11 +350,11 @@ fn give(file: &File, place: &Place, before: &Stat) -> io::Result<()> {
         fchown(file, Some(user), Some(group))?;
     }
     if let Some(list) = access_list(place) {
-        // The mode is made of it. Without it the bits of the group would say what the others in the
-        // list may.
+        // The mode is a part of the list. Without the list, the bits of the group would be those of
+        // the mask for the other entries.
         return Ok(fsetxattr(file, ACCESS_LIST, &list, XattrFlags::empty())?);
     }
-    // One that the directory gives to new files.
+    // Remove the list that the directory gives to new files.
     match fremovexattr(file, ACCESS_LIST) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error.into()),

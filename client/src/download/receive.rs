@@ -1,4 +1,4 @@
-//! Checks that a download comes as the protocol says, and finds each chunk's places.
+//! Checks that a download follows the protocol, and finds the places of each chunk.
 //!
 //! Pure: messages in, work out. Accepted chunks still have to be decoded and checked against their
 //! ids.
@@ -23,7 +23,7 @@ use crate::{
     snapshots::Snapshot,
 };
 
-/// A chunk as it came, and where it belongs.
+/// A received chunk and its places.
 #[derive(Debug)]
 pub(crate) struct PlacedChunk {
     pub(crate) id: ChunkId,
@@ -40,7 +40,7 @@ pub(crate) struct Work {
     pub(crate) chunks: Vec<PlacedChunk>,
     /// Bytes of the volume that are holes.
     pub(crate) holes: Vec<Range<u64>>,
-    /// With this work done, all of the volume before this is.
+    /// After this work, everything before this offset is done.
     pub(crate) settled_bytes: Option<u64>,
 }
 
@@ -61,13 +61,13 @@ pub(crate) struct Receiver {
     covered_bytes: u64,
 }
 
-/// The segment whose leaf came last.
+/// The segment of the last leaf.
 #[derive(Debug)]
 struct Segment {
     number: u32,
     /// Distinct chunks in the order of their first places.
     chunks: Vec<Expected>,
-    /// Chunks that have come.
+    /// Number of chunks that have come.
     received: usize,
 }
 
@@ -156,8 +156,8 @@ impl Receiver {
             work.chunks.push(self.chunk(chunk)?);
         }
         if self.segment.as_ref().is_some_and(Segment::is_complete) {
-            // Everything before the last chunk's end; what follows it in the segment may be a hole
-            // or the volume's end, which only the next leaf tells.
+            // Settled up to the end of the last chunk. Only the next leaf shows whether a hole or
+            // the end of the volume follows.
             work.settled_bytes = Some(self.covered_bytes);
         }
         Ok(work)
@@ -201,7 +201,7 @@ impl Receiver {
         })
     }
 
-    /// The stream has ended: everything must be there, and be what the snapshot's root says.
+    /// Handles the end of the stream: all content must be there, and match the snapshot's root.
     pub(crate) fn finish(mut self) -> Result<(Snapshot, Work)> {
         self.check_complete()?;
         let mut work = Work::default();

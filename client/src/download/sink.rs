@@ -93,7 +93,7 @@ impl<W: Write + Send + 'static> StreamSink<W> {
     }
 
     fn state(&self) -> MutexGuard<'_, StreamState<W>> {
-        // A thread that broke ends the download; what it left behind is written no more.
+        // A thread that panicked ends the download; the bytes that it left are not written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

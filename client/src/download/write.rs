@@ -20,7 +20,7 @@ pub(crate) struct ChunkWriter {
     /// Verb and object, for errors.
     pub(crate) what: String,
     pub(crate) size_bytes: u64,
-    /// Idle ones. There are as many in all as threads were ever at work at once.
+    /// Idle decoders. There are as many in all as threads have worked at once.
     unpackers: Mutex<Vec<Unpacker>>,
 }
 
@@ -34,8 +34,8 @@ impl ChunkWriter {
         }
     }
 
-    /// Writes chunks and holes. Returns the bytes of data that were written. The caller tells the
-    /// sink what is settled.
+    /// Writes chunks and holes. Returns the bytes of data that were written. The caller reports
+    /// settled bytes to the sink.
     pub(crate) fn write(&self, work: &Work) -> Result<u64> {
         let mut unpacker = self
             .unpackers

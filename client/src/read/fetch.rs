@@ -24,21 +24,21 @@ use crate::{
     unpack::Unpacker,
 };
 
-/// Chunks of a leaf that are wanted: their positions, ids and lengths in blocks.
+/// Requested chunks of a leaf: their positions, ids and lengths in blocks.
 #[derive(Debug)]
 pub(crate) struct LeafChunks {
     pub(crate) leaf: NodeId,
     pub(crate) chunks: Vec<(u32, ChunkId, u32)>,
 }
 
-/// Chunks that were fetched, by their ids: plain, and checked against them.
+/// Fetched chunks by their ids: plain, and verified.
 #[derive(Debug, Default)]
 pub(crate) struct PlainChunks(HashMap<ChunkId, Bytes>);
 
 impl PlainChunks {
-    /// The bytes of a chunk that is so many blocks long by the word of a leaf. Of entries that say
-    /// several lengths of one chunk only one can be right, and that need not be the one by which it
-    /// was fetched.
+    /// The bytes of a chunk, if they have the length in blocks that a leaf claims. Of entries that
+    /// claim several lengths of one chunk only one can be right, and that need not be the one by
+    /// which it was fetched.
     pub(crate) fn chunk(&self, what: &str, id: ChunkId, blocks: u32) -> Result<&Bytes> {
         let plain = self.0.get(&id);
         let plain =
@@ -106,7 +106,7 @@ pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
     groups
 }
 
-/// The extents of a group, as far as they are in the range that is read.
+/// The extents of a group, as far as they are in the requested range.
 pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentExtent>> {
     let plain = fetch_plain(&reader.client, &reader.what, group.wanted).await?;
     let range = &reader.range;
@@ -132,8 +132,8 @@ pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentEx
     extents.collect()
 }
 
-/// Fetches chunks and unpacks them: at most [`FETCH_CHUNKS_MAX`] and a segment's bytes. All have
-/// the ids that they were asked for by.
+/// Fetches chunks and unpacks them: at most [`FETCH_CHUNKS_MAX`] and a segment's bytes. All match
+/// their requested ids.
 pub(crate) async fn fetch_plain(
     client: &Client,
     what: &str,
@@ -160,7 +160,7 @@ pub(crate) async fn fetch_plain(
     unpacked.await.map_err(broke)?
 }
 
-/// Unpacks chunks whose lengths, in bytes, are those that their leaves say.
+/// Unpacks chunks. Their lengths, in bytes, must be those that their leaves claim.
 fn unpack(
     what: &str,
     fetched: Vec<FetchedChunk>,

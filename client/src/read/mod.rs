@@ -76,7 +76,7 @@ impl ContentExtent {
         }
     }
 
-    /// Where it ends in the snapshot, in bytes.
+    /// The end of the extent in the snapshot, in bytes.
     #[must_use]
     pub fn end_bytes(&self) -> u64 {
         self.offset_bytes + self.len_bytes
@@ -188,7 +188,7 @@ impl ReadSnapshot<'_> {
         let mut stream = self.run().await?;
         let mut bytes = Vec::new();
         while let Some(extent) = stream.try_next().await? {
-            // A hole may be as long as a volume, and the program would end if it got no memory.
+            // A hole may be as long as a volume, and a failed allocation would end the program.
             let len = usize::try_from(extent.len_bytes).unwrap_or(usize::MAX);
             bytes.try_reserve(len).map_err(|error| {
                 let why = "it does not fit into memory";
@@ -260,15 +260,14 @@ fn extents(
 
 /// Extents on their way to the caller: without gaps, counted, and cancelled if need be.
 struct Followed {
-    /// `None` when they have ended: then nothing is fetched any more, though the caller may hold on
-    /// to the stream.
+    /// `None` after the end: then nothing more is fetched, even if the caller keeps the stream.
     extents: Option<BoxStream<'static, Result<ContentExtent>>>,
     range: Range<u64>,
-    /// All before this was given.
+    /// Everything before this offset was returned.
     next_bytes: u64,
-    /// Bytes between extents are holes, and given as such.
+    /// True if gaps between extents are returned as holes.
     fills_gaps: bool,
-    /// An extent that comes after the hole that was given last.
+    /// An extent that follows the hole returned last.
     after_gap: Option<ContentExtent>,
     what: String,
     control: Control,

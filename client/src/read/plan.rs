@@ -10,7 +10,7 @@ use varve_content::{
 
 use super::walk::Segment;
 
-/// The extents of a segment that are read.
+/// The extents to read of a segment.
 #[derive(Debug)]
 pub(super) struct SegmentPlan {
     /// The leaf that has the chunks.
@@ -24,7 +24,7 @@ pub(super) struct SegmentPlan {
 pub(super) enum PlannedExtent {
     /// Bytes of the snapshot that are a hole, and data in the base.
     Hole(Range<u64>),
-    /// A chunk, all of it, though the range may have only a part.
+    /// A whole chunk, though only a part of it may be in the range.
     Chunk {
         /// Position of its entry in the leaf.
         position: u32,
@@ -50,7 +50,7 @@ pub(super) fn plan(segment: &Segment, range: &Range<u64>) -> SegmentPlan {
         let at = |block: u32| first + u64::from(block) * BLOCK_BYTES as u64;
         at(blocks.start)..at(blocks.end)
     };
-    // Neither range has to have anything in it.
+    // Either range may be empty.
     let within = |bytes: &Range<u64>| bytes.start.max(range.start) < bytes.end.min(range.end);
     let mut extents = Vec::new();
     if let Some((_, leaf)) = &segment.leaf {
@@ -151,7 +151,7 @@ mod tests {
             planned(Some(target), Some(base.clone()), 0..u64::MAX),
             [at(1, 4, 4, 2), hole(8, 10), at(2, 2, 10, 9), hole(12, 14)]
         );
-        // A segment that is gone, up to the end of the range.
+        // A segment without a leaf, up to the end of the range.
         assert_eq!(
             planned(None, Some(base), FIRST..FIRST + 9 * BLOCK),
             [hole(0, 6), hole(8, 9)]

@@ -31,11 +31,12 @@ pub(crate) struct Reader {
 /// A walk through the leaves of a snapshot.
 pub(crate) enum Walk {
     All(LeafWalk),
-    /// Only those that are not the same in a base.
+    /// Only leaves that differ from those of a base.
     Differing(TreeDiff),
 }
 
-/// A segment, with its leaf, and the base's if that differs. At least one of the two is there.
+/// A segment with its leaf, and with the base's leaf if that differs. At least one of the two
+/// exists.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) number: u32,
@@ -45,7 +46,7 @@ pub(crate) struct Segment {
 
 impl Reader {
     pub(crate) fn new(client: &Client, what: &str, content: &Content, range: Range<u64>) -> Self {
-        // One inner node of level 1 is over so many bytes: a read within two of them does not walk.
+        // An inner node of level 1 covers this many bytes: a read within two of them does not walk.
         let node_bytes = (INNER_CHILDREN * SEGMENT_BYTES) as u64;
         let nodes = if range.end - range.start > node_bytes {
             Nodes::of_whole(client)
@@ -121,7 +122,7 @@ impl Walk {
         }
     }
 
-    /// The next segments of the range; `None` behind the last.
+    /// The next segments of the range; `None` after the last.
     async fn next(&mut self, reader: &Reader) -> Result<Option<Vec<SegmentDiff>>> {
         let mut batch = Vec::new();
         while batch.len() < FETCH_NODES_MAX {
@@ -146,7 +147,7 @@ impl Walk {
     }
 }
 
-/// The segments that a walk comes by, up to [`FETCH_NODES_MAX`] at a time.
+/// The segments of a walk, up to [`FETCH_NODES_MAX`] at a time.
 pub(crate) fn batches(
     reader: Arc<Reader>,
     walk: Walk,
@@ -160,7 +161,7 @@ pub(crate) fn batches(
     })
 }
 
-/// The segment that a byte is in.
+/// The number of the segment with a byte.
 pub(crate) fn segment_of(offset_bytes: u64) -> u32 {
     u32::try_from(offset_bytes / SEGMENT_BYTES as u64).unwrap_or(u32::MAX)
 }

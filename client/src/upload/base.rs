@@ -67,9 +67,9 @@ struct Based<'a> {
 
 /// Segments, in ascending order.
 enum Part {
-    /// They are as in the base.
+    /// Segments without a change: they are as in the base.
     Kept(Vec<(u32, NodeId)>),
-    /// One that changes, and its leaf in the base.
+    /// A segment with a change, and its leaf in the base.
     Changed(u32, Option<NodeId>),
 }
 
@@ -83,7 +83,7 @@ struct Accepted {
 
 /// A segment that was cut again.
 struct Recut {
-    /// `None` if nothing but zeros is left.
+    /// `None` if only zeros are left.
     leaf: Option<Leaf>,
     chunks: Vec<CutChunk>,
     read_bytes: u64,
@@ -247,7 +247,7 @@ fn recut(source: &dyn Source, size_bytes: u64, segment: u32, mut bytes: Vec<u8>)
         read_bytes += range.end - range.start;
         next = range.end;
     }
-    // The last block of a volume is filled up with zeros, whatever the base had there.
+    // The last block of a volume is padded with zeros, even if the base had data there.
     bytes[at(end)..].fill(0);
     let mut cuts = Vec::new();
     cut_segment(&bytes, &mut cuts);
@@ -298,17 +298,17 @@ fn next_change(source: &dyn Source, offset_bytes: u64) -> Result<Option<Range<u6
     Ok(Some(range.start.max(offset_bytes)..range.end))
 }
 
-/// The segments of the volume to be, one after the other.
+/// The segments of the new volume, in order.
 struct Parts<'a> {
     based: &'a Based<'a>,
     nodes: Nodes,
     walk: LeafWalk,
-    /// The base's next leaf that was not given yet.
+    /// The base's next leaf that was not returned yet.
     leaf: Option<(u32, NodeId)>,
     /// The next segment that changes.
     changed: Option<u32>,
-    /// The segment that changes because the base ends there and the volume does not, or the other
-    /// way round: where a volume ends, content is cut in its own way.
+    /// The segment in which only one of the base and the volume ends. It changes, because the end
+    /// of a volume changes how content is cut.
     end: Option<u32>,
 }
 
@@ -361,7 +361,7 @@ impl<'a> Parts<'a> {
         Ok(next.filter(|(segment, _)| *segment < segments))
     }
 
-    /// The first segment from this one on that changes.
+    /// The first segment with a change, from this one on.
     async fn next_changed(&self, from: u32) -> Result<Option<u32>> {
         let source = Arc::clone(&self.based.source);
         let offset_bytes = u64::from(from) * SEGMENT_BYTES as u64;
@@ -380,7 +380,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The segment that a byte is in.
+/// The number of the segment with a byte.
 fn segment_of(offset_bytes: u64) -> u32 {
     u32::try_from(offset_bytes / SEGMENT_BYTES as u64).unwrap_or(u32::MAX)
 }

@@ -68,7 +68,8 @@ fn encode(upload_id: &str, chunks: &mut Vec<v1::Chunk>, pieces: &mut VecDeque<By
         upload_id: upload_id.to_owned(),
         chunks: Vec::new(),
     };
-    // The payload is a chunk's last field, so what comes before it is the chunk without it.
+    // The payload is the chunk's last field, so the bytes before it are those of a chunk without
+    // it.
     let chunks = chunks.drain(..).map(|mut chunk| {
         let payload = std::mem::take(&mut chunk.payload);
         let payload_len =

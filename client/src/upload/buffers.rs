@@ -8,7 +8,7 @@ use std::{
 
 use crate::limits::JOB_BYTES;
 
-/// Lends at most so many buffers. They are made when first needed and kept, because fresh memory
+/// Lends a fixed number of buffers. They are made when first needed and kept, because fresh memory
 /// costs a page fault for every 4 KiB.
 #[derive(Debug)]
 pub(crate) struct Buffers {
@@ -42,7 +42,7 @@ impl Buffers {
             if state.closed {
                 return None;
             }
-            // The one returned last: its memory is the warmest.
+            // The buffer returned last: its memory is most likely in the cache.
             if let Some(bytes) = state.free.pop() {
                 return Some(Buffer {
                     bytes,

@@ -48,7 +48,7 @@ struct Accepted {
     read_bytes: u64,
 }
 
-/// Sends all that `readers` give.
+/// Sends all jobs of `readers`.
 pub(crate) async fn run(
     session: &Session,
     mut readers: Readers,
@@ -156,13 +156,13 @@ pub(crate) struct LeafBatch {
 }
 
 impl LeafBatch {
-    /// Adds one.
+    /// Adds a leaf.
     pub(crate) fn push(&mut self, segment: u32, leaf: &Leaf) {
         self.entries += leaf.entries().len();
         self.leaves.push(leaf_message(segment, leaf));
     }
 
-    /// All of them, once there are enough.
+    /// Returns all leaves, once there are enough.
     pub(crate) fn take_full(&mut self) -> Option<Vec<v1::Leaf>> {
         if self.entries < LEAF_ENTRIES_PER_MESSAGE {
             return None;
@@ -186,7 +186,7 @@ impl Tree {
         })
     }
 
-    /// Adds leaves; gives those to put when there are enough of them.
+    /// Adds leaves. Returns those to put when there are enough of them.
     fn add(&mut self, leaves: Vec<(u32, Leaf)>) -> Result<Option<Vec<v1::Leaf>>> {
         for (segment, leaf) in leaves {
             self.builder.push(segment, leaf.id()).map_err(refused)?;
@@ -197,7 +197,7 @@ impl Tree {
         Ok(self.waiting.take_full())
     }
 
-    /// The leaves not put yet, and the root.
+    /// Returns the leaves not put yet, and the root.
     fn finish(self) -> (Vec<v1::Leaf>, Root) {
         let (root, _) = self.builder.finish();
         (self.waiting.rest(), root)

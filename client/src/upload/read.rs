@@ -1,4 +1,4 @@
-//! Reading, cutting and hashing: what keeps the cores busy on this side of an upload.
+//! Reading, cutting and hashing: the work of the cores on this side of an upload.
 
 use std::{
     collections::HashSet,
@@ -86,7 +86,7 @@ impl Readers {
         if let Some(job) = self.jobs.recv().await {
             return Some(job);
         }
-        // The channel also ends when a thread broke, and that is not the end of the source.
+        // The channel also ends when a thread panicked, which is not the end of the source.
         while let Some(ended) = self.threads.join_next().await {
             if let Err(error) = ended {
                 let error =
@@ -113,8 +113,8 @@ struct Reader {
 
 impl Reader {
     fn run(self) {
-        // The buffer comes before the job: so the oldest job always has one, and the order in which
-        // jobs are passed on cannot lock the pipeline up.
+        // Take the buffer before the job. So the oldest job always has a buffer, and the order of
+        // jobs cannot block the pipeline.
         while let Some(buffer) = self.buffers.take() {
             let planned = self
                 .planner

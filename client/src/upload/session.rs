@@ -105,9 +105,8 @@ impl Session {
         })
     }
 
-    /// Begins, unless it is cancelled first. What the daemon has begun by then would keep its place
-    /// among the daemon's uploads until it expires: so the answer is waited for, and the upload
-    /// aborted.
+    /// Begins the upload, unless it is cancelled first. An upload that the daemon has begun by then
+    /// would keep its place until it expires: so this waits for the answer, and aborts the upload.
     pub(crate) async fn begin_unless_cancelled(
         client: &Client,
         request: v1::BeginUploadRequest,
@@ -129,7 +128,7 @@ impl Session {
     pub(crate) async fn send(&self, chunks: Vec<CutChunk>) -> Result<Sent> {
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
         let missing = self.missing_of(&ids).await?;
-        // The others' buffers are given back at once.
+        // Return the buffers of the other chunks at once.
         let missing = pick(chunks, &missing);
         if missing.is_empty() {
             return Ok(Sent::default());
@@ -140,7 +139,7 @@ impl Session {
                 .map(|chunk| chunk_message(chunk.id, Codec::Raw, chunk.plain.len(), chunk.plain));
             return self.put(chunks.collect()).await;
         }
-        // Until the chunks are at the daemon: what is held is their compressed form.
+        // Held until the chunks are at the daemon: it limits the compressed chunks in memory.
         let _compressing = self
             .compressing
             .acquire()
@@ -154,7 +153,7 @@ impl Session {
         self.put(chunks).await
     }
 
-    /// Sends those of some packed chunks, whose ids these are, that the daemon lacks.
+    /// Sends those of some packed chunks, which have these ids, that the daemon lacks.
     pub(crate) async fn send_packed(
         &self,
         ids: &[ChunkId],
@@ -191,7 +190,7 @@ impl Session {
             .map_err(|status| self.failed(status))?
             .into_inner()
             .missing;
-            // Ascending, so that no chunk is sent twice whatever the daemon answers.
+            // Checked to ascend, so that no answer makes the client send a chunk twice.
             if !found.is_sorted_by(|a, b| a < b) {
                 return Err(Error::protocol(
                     &self.what,
@@ -227,8 +226,8 @@ impl Session {
             .acquire_owned()
             .await
             .map_err(|error| self.closed(error))?;
-        // Not repeated, should the daemon be busy: chunks are let go of as they are sent. It has
-        // waited for room for half a minute then.
+        // Not repeated if the daemon is busy: chunks are released as they are sent. The daemon has
+        // waited for room for half a minute by then.
         let body = ChunksBody::new(&self.upload_id, chunks, self.payload_max, turn);
         let accepted = self
             .put_body(body)
@@ -296,8 +295,8 @@ impl Session {
         Ok(snapshot)
     }
 
-    /// Tells the daemon that nothing more will come. It would find out by itself, later: so a
-    /// failure to tell it is not worth more than a line in the log.
+    /// Tells the daemon that the upload is aborted. The daemon would notice by itself, later, so a
+    /// failure is only logged.
     pub(crate) async fn abort(&self) {
         let request = v1::AbortUploadRequest {
             upload_id: self.upload_id.clone(),
@@ -319,7 +318,7 @@ impl Session {
         Error::internal(&self.what, "the order of sending broke").with_source(error)
     }
 
-    /// The error for a call of the upload that failed.
+    /// The error for a failed call of the upload.
     fn failed(&self, status: Status) -> Error {
         if status.code() == Code::NotFound {
             let why = format!(
@@ -342,7 +341,7 @@ fn pick<T>(all: Vec<T>, positions: &[usize]) -> Vec<T> {
         .collect()
 }
 
-/// A connection that sends this body in place of the one it is given.
+/// A connection that replaces the body of a request by this one.
 struct WithBody {
     connection: Connection,
     body: Option<ChunksBody>,
@@ -364,8 +363,8 @@ impl Service<http::Request<Body>> for WithBody {
     }
 }
 
-/// Chunks compressed for the way. The daemon unpacks them to check them, and packs them as its own
-/// setting says.
+/// Chunks compressed for the network. The daemon unpacks them to check them, and packs them by its
+/// own setting.
 fn compress(chunks: Vec<CutChunk>) -> Vec<v1::Chunk> {
     let mut encoder = Encoder::new(Compression::Zstd);
     chunks

@@ -165,7 +165,7 @@ impl Source for FileSource {
             Ok(start) => start,
             // Only holes follow; or the file has become shorter, which `check_unchanged` finds.
             Err(Errno::NXIO) => return Ok(None),
-            // A file system that does not tell: all is data.
+            // The file system does not report holes: treat everything as data.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset_bytes..self.size_bytes)),
             Err(error) => return Err(error.into()),
         };

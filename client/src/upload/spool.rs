@@ -79,8 +79,8 @@ enum Failed {
     Write(io::Error),
 }
 
-/// Copies `reader` to `file`, leaving zero blocks out; gives the number of bytes. The file's length
-/// is not set.
+/// Copies `reader` to `file`, leaving zero blocks out. Returns the number of bytes. Does not set
+/// the length of the file.
 fn copy_sparse(reader: &mut impl Read, file: &File) -> Result<u64, Failed> {
     let mut piece = vec![0; PIECE_BYTES];
     let mut position = 0;
@@ -111,7 +111,7 @@ fn copy_sparse(reader: &mut impl Read, file: &File) -> Result<u64, Failed> {
     }
 }
 
-/// Reads until `buffer` is full or the end; a pipe gives a little at a time.
+/// Reads until `buffer` is full, or the end: a pipe returns a little at a time.
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

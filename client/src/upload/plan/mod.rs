@@ -15,8 +15,8 @@ const _: () = assert!(JOB_BLOCKS as usize * BLOCK_BYTES == JOB_BYTES);
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct SegmentData {
     pub(crate) segment: u32,
-    /// In the segment; ascending, and at least a block apart, so that each is cut by itself as it
-    /// would be cut within the segment: a hole ends a chunk.
+    /// In the segment; ascending, and at least a block apart. So each is cut by itself as it would
+    /// be cut within the segment: a hole ends a chunk.
     pub(crate) extents: Vec<Range<u32>>,
 }
 
@@ -103,7 +103,7 @@ impl Planner {
         Ok(self.ready.pop_front())
     }
 
-    /// Moves what lies in the first segment of `rest` to `ready`.
+    /// Moves the part of `rest` in its first segment to `ready`.
     fn take_segment(&mut self) {
         let segment_blocks = u64::from(SEGMENT_BLOCKS);
         let segment = self.rest.start / segment_blocks;
