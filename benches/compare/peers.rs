@@ -56,8 +56,8 @@ impl Restic {
         )
     }
 
-    /// Forgets all but the last backups of each file, and removes what nothing needs any more, with
-    /// restic's own limit of what may be left unused.
+    /// Forgets all but the last backups of each file, and removes unneeded data, with restic's own
+    /// limit of unused data that may be left.
     pub(crate) fn forget(&self, kept: u32) -> Result<Finished, Failure> {
         let kept = kept.to_string();
         process::run(
@@ -101,7 +101,7 @@ impl Borg {
         process::run(self.command("delete").args(["--glob-archives", names]))
     }
 
-    /// Removes what nothing needs any more, with borg's own limit of what may be left unused.
+    /// Removes unneeded data, with borg's own limit of unused data that may be left.
     pub(crate) fn compact(&self) -> Result<Finished, Failure> {
         process::run(&mut self.command("compact"))
     }
@@ -116,7 +116,7 @@ impl Borg {
         borg.arg(command)
             .env("BORG_REPO", self.repository())
             .env("BORG_BASE_DIR", self.directory.join("base"))
-            // It was made by this program, on purpose.
+            // This program has made it on purpose.
             .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
         borg
     }

@@ -1,4 +1,4 @@
-//! A collection on a large store: its time and memory, and what its neighbours notice.
+//! A collection on a large store: its time and memory, and its effect on other calls.
 
 use std::{
     convert::Infallible,
@@ -17,18 +17,18 @@ use crate::{
     report,
 };
 
-/// Between looks at the daemon's memory.
+/// Pause between looks at the daemon's memory.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
-/// Between questions: they take time from the collection.
+/// Pause between calls: they take time from the collection.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// As fast as possible: without this, a collection keeps to the rate of the settings.
+/// As fast as possible: otherwise a collection keeps to the rate of the settings.
 const OPTIONS: GcOptions = GcOptions {
     rewrite_dead_percent: None,
     bytes_per_second: Some(0),
 };
 
-/// Measures a plan: it marks all that is needed and counts all rows, and changes nothing.
+/// Measures a plan: it marks all needed content and counts all rows, and changes nothing.
 pub(crate) async fn plan(rpc: &Rpc, varved: &Varved) -> Result<(), Failure> {
     let (mut gc, begun) = (rpc.gc.clone(), Instant::now());
     let request = PlanGcRequest {
@@ -87,7 +87,7 @@ pub(crate) async fn run(rpc: &Rpc, varved: &Varved) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Does `work`, and tells what it takes in memory and what callers beside it wait for.
+/// Does `work`, and reports its memory and the waits of other callers meanwhile.
 async fn observed<T>(
     what: &str,
     rpc: &Rpc,
@@ -118,7 +118,7 @@ async fn watch_memory(varved: &Varved, most_bytes: &mut u64) -> Result<Infallibl
     }
 }
 
-/// Asks for the status and for lists until it is dropped, and notes what each took.
+/// Requests the status and lists until it is dropped, and records the time of each call.
 async fn ask(
     rpc: &Rpc,
     statuses: &mut Vec<Duration>,

@@ -1,5 +1,5 @@
-//! The content of a synthetic store: chunk by number, and where each is in the volume that has all
-//! of them.
+//! The content of a synthetic store: each chunk by its number, and its place in the volume that has
+//! all chunks.
 
 use varve_content::{
     BLOCK_BYTES, ChunkId, SEGMENT_BYTES,
@@ -25,7 +25,7 @@ pub(crate) fn chunk(number: u64) -> [u8; BLOCK_BYTES] {
     plain
 }
 
-/// Where a chunk is in the volume that has all of them, in bytes.
+/// Place of a chunk in the volume that has all chunks, in bytes.
 pub(crate) fn offset_bytes(number: u64) -> u64 {
     let (segment, position) = (number / LEAF_CHUNKS, number % LEAF_CHUNKS);
     segment * SEGMENT_BYTES as u64 + position * STRIDE_BLOCKS * BLOCK_BYTES as u64

@@ -14,7 +14,7 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// Why something could not be made or measured.
+/// The reason why something could not be made or measured.
 type Failure = Box<dyn Error>;
 
 #[derive(Debug, Parser)]

@@ -166,7 +166,7 @@ impl Store {
         let host_segments = leaves.len() / usize::try_from(hosts)?;
         for (host, leaves) in (0..hosts).zip(leaves.chunks(host_segments)) {
             for number in 0..HOST_SNAPSHOTS {
-                // A chunk that is there, and that no other snapshot of the host has here.
+                // A chunk of the store that no other snapshot of the host has at this place.
                 let changed = host * HOST_SNAPSHOTS + number;
                 let changed = content::leaf(&[ChunkId::of(&content::chunk(changed))])?;
                 let name = Name::leaf(changed.id());
@@ -187,7 +187,7 @@ impl Store {
         Ok(())
     }
 
-    /// The tree over these leaves, and one behind them.
+    /// The tree over these leaves, and an optional one after them.
     fn tree(&mut self, leaves: &[NodeId], last: Option<NodeId>) -> Result<Root, Failure> {
         let leaves: Vec<_> = leaves.iter().copied().chain(last).collect();
         let mut tree = TreeBuilder::new(leaves.len() as u64 * SEGMENT_BYTES as u64)?;
@@ -203,7 +203,7 @@ impl Store {
         Ok(root)
     }
 
-    /// A snapshot, in the log and in what enters the index next.
+    /// Adds a snapshot, to the log and to the next group for the index.
     fn snapshot(
         &mut self,
         name: String,
@@ -260,7 +260,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends as a daemon does that is asked to.
+    /// Ends like a daemon that is asked to stop.
     async fn close(mut self) -> Result<(), Failure> {
         self.index(1).await?;
         self.log.flush()?;

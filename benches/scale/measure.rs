@@ -21,14 +21,14 @@ use crate::{Failure, collection, report};
 
 /// Snapshots in one page.
 const PAGE: u32 = 1000;
-/// Questions for the status.
+/// Calls for the status.
 const STATUS_CALLS: usize = 100;
 /// New data before the daemon is killed: most of a pack is not sealed then, and is read at the next
 /// start.
 const UPLOAD_BYTES: usize = 192 << 20;
 
-/// The daemon's cache of reads, with which its memory is promised: by default it goes by the
-/// machine's.
+/// The daemon's cache of reads, for which its memory is promised: the default depends on the
+/// machine's memory.
 const CACHE_BYTES: u64 = 128 << 20;
 
 /// Measures the daemon on a store.
@@ -79,7 +79,7 @@ pub(crate) fn measure(dir: &Path, delete: bool) -> Result<(), Failure> {
 fn started(dir: &Path) -> (Varved, Duration) {
     let options = Options::new(dir)
         .env("VARVE_CHUNK_CACHE_BYTES", CACHE_BYTES.to_string())
-        // A plan has the rate of the daemon.
+        // A plan reads at the rate of the daemon.
         .env("VARVE_GC_BYTES_PER_SECOND", "0");
     let begun = Instant::now();
     let varved = options.start();
@@ -90,7 +90,7 @@ fn resident_bytes(varved: &Varved) -> Result<u64, Failure> {
     memory_bytes(varved, "VmRSS:")
 }
 
-/// What the kernel tells of the daemon's memory in the line that begins so.
+/// Reads a field of the daemon's memory from the kernel.
 pub(crate) fn memory_bytes(varved: &Varved, field: &str) -> Result<u64, Failure> {
     let status = fs::read_to_string(format!("/proc/{}/status", varved.id()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -108,7 +108,7 @@ async fn status(rpc: &Rpc) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks for the status once. Returns how long that took.
+/// Requests the status once. Returns the time that it took.
 pub(crate) async fn one_status(rpc: &Rpc) -> Result<Duration, Failure> {
     let begun = Instant::now();
     rpc.status.clone().get_status(GetStatusRequest {}).await?;
@@ -129,7 +129,7 @@ async fn pages(rpc: &Rpc, tags: &[(&str, &str)]) -> Result<(Vec<Duration>, Vec<S
     }
 }
 
-/// Lists one page. Returns how long that took, and the page.
+/// Lists one page. Returns the time that it took, and the page.
 pub(crate) async fn page(
     rpc: &Rpc,
     tags: &[(&str, &str)],
@@ -148,7 +148,7 @@ pub(crate) async fn page(
     Ok((begun.elapsed(), page.into_inner()))
 }
 
-/// Imports an image that no chunk of the store is in.
+/// Imports an image that shares no chunk with the store.
 fn upload(dir: &Path, varved: &Varved) -> Result<(), Failure> {
     let path = dir.with_extension("image");
     let seed = u64::from(varved.id());

@@ -20,7 +20,7 @@ use crate::{
     report,
 };
 
-/// Reads for a while, so many at one time.
+/// Reads for a while, with this many reads under way at one time.
 pub(crate) fn random(dir: &Path, seconds: u64, depth: usize) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -59,11 +59,11 @@ pub(crate) fn random(dir: &Path, seconds: u64, depth: usize) -> Result<(), Failu
     })
 }
 
-/// What this process has taken of all processors, in user space and in the kernel. Beside other
-/// work on the machine, it says more than the number of reads.
+/// Processor time of this process, in user space and in the kernel. On a busy machine, it says more
+/// than the number of reads.
 fn processor_time() -> Result<Duration, Failure> {
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // Behind the name, which may have spaces: the twelfth and the thirteenth field, in ticks.
+    // After the name, which may have spaces: the twelfth and the thirteenth field, in ticks.
     let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/self/stat")?;
     let ticks = fields.split_whitespace().skip(11).take(2);
     let ticks: Vec<u64> = ticks.map(str::parse).collect::<Result<_, _>>()?;

@@ -1,4 +1,4 @@
-//! Whatever two stores have, only missing chunks are transferred; and a copied snapshot can be
+//! For any content of two stores, only missing chunks are transferred; and a copied snapshot can be
 //! copied again.
 
 use std::{collections::BTreeSet, fs, thread};
@@ -58,8 +58,8 @@ fn what_crosses_is_the_difference_of_the_sets() {
     }
 }
 
-/// From the first store to the second, and from the second to the third while the third copies from
-/// the first.
+/// Copies from the first store to the second, and from the second to the third while the third
+/// copies from the first.
 #[test]
 fn three_stores_copy_from_each_other() {
     let stores = [0, 1, 2].map(|_| Lab::with(Options::tcp));

@@ -48,7 +48,7 @@ fn after(point: Failpoint) -> Option<After> {
         | Failpoint::InstantDurable
         | Failpoint::LogCheckpointWritten
         | Failpoint::LogCheckpointRenamed
-        // Those of collections: `gc::crashes`.
+        // The points of collections are in `gc::crashes`.
         | Failpoint::GcMarked
         | Failpoint::GcCondemned
         | Failpoint::GcSurvivorsAppended
@@ -97,8 +97,8 @@ impl Scene {
         self.lab.restart();
     }
 
-    /// Asserts that everything is whole, and that the import can be run again, whatever the crash
-    /// left of it.
+    /// Asserts that everything is whole, and that the import can be run again, in any state that
+    /// the crash left.
     fn check(&mut self, armed: &str, after: After) {
         let snapctl = self.lab.snapctl();
         let names = snapctl.verify_all();

@@ -93,7 +93,7 @@ fn cut() -> Vec<u8> {
     cut
 }
 
-/// The stores that are opened by all versions that come, by the commits that made them.
+/// The stores that all later versions must open, by the commits that made them.
 const KEPT: [&str; 2] = ["310654a", "777ba71"];
 
 #[test]
@@ -114,7 +114,7 @@ fn a_store_that_is_made_now_opens_and_goes_on() {
     opens_and_goes_on(&mut lab);
 }
 
-/// The store of that kind that is kept, by the commit that made it.
+/// The kept store of this kind, by the commit that made it.
 const KEPT_COLLECTED: &str = "38e7818";
 
 #[test]

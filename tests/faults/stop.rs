@@ -1,4 +1,4 @@
-//! A daemon that is asked to stop does so, whatever its clients do, and keeps its promises.
+//! A daemon that is asked to stop does so in spite of its clients, and keeps its promises.
 
 use std::{
     sync::{

@@ -43,7 +43,7 @@ fn imports_and_guests_notice_nothing() {
         "--rate=8M",
     ];
     let mut fio = start(command(tool("fio"), fio));
-    // The same content again and again: chunks that a collection takes are wanted meanwhile.
+    // The same content again and again: new imports need chunks that a collection takes.
     let again = image::make_random(&lab.scratch, "again", 24 * MIB, 9303);
     let before = pack_bytes(&lab);
     thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! The daemon ends as if it were killed, at any point of a collection. Afterwards everything that
-//! is needed is there, also in an index that is made anew, and the next collection takes the rest.
+//! The daemon ends as if it were killed, at any point of a collection. Afterwards all needed
+//! content is there, even in a new index, and the next collection takes the rest.
 
 use std::{fs, os::unix::process::ExitStatusExt, path::PathBuf};
 
@@ -86,7 +86,7 @@ fn a_crash_at_any_point_of_a_collection_loses_nothing() {
     gc(&lab, &["run"]);
     let after = pack_bytes(&lab);
     assert!(after <= before, "{before} {after}");
-    // Two images, and what of a pack may be dead.
+    // Two images, and the part of a pack that may be dead.
     assert!(after < 4 * IMAGE_BYTES, "{after}");
     for (name, file) in kept {
         lab.snapctl().verify(&name);
@@ -94,12 +94,12 @@ fn a_crash_at_any_point_of_a_collection_loses_nothing() {
     }
 }
 
-/// RocksDB loses the end of its log, as it does where that is damaged: the rows are as before a
-/// collection has moved them, and the files that they point into are gone.
+/// RocksDB loses the end of its log, as after damage there: the rows are as before the collection
+/// moved them, and the files to which they point are gone.
 #[test]
 fn an_index_from_before_a_collection_loses_nothing() {
     let point = Failpoint::GcUnlinked.name();
-    // Nothing of the change that moves the rows is there, or a part of it.
+    // Of the change that moves the rows, nothing is there, or a part.
     for kept_percent in [0, 60] {
         let mut lab = Lab::new();
         let kept = import_three(&lab, "x", 9241 + kept_percent);
@@ -118,7 +118,7 @@ fn an_index_from_before_a_collection_loses_nothing() {
         lab.restart();
         assert_eq!(lab.snapctl().verify_all(), ["x-c"]);
         lab.assert_content("x-c", &kept);
-        // The store goes on, and the next collection leaves nothing of the packs that are gone.
+        // The store works, and the next collection leaves no trace of the packs that are gone.
         let first = lab.scratch.join("x-a");
         lab.snapctl().import(&first, "x-a");
         gc(&lab, &["run", "--dead", "1"]);

@@ -14,7 +14,7 @@ use varve_tests::{
 use super::{IMAGE_BYTES, MIB, delete_two, gc, import_three};
 
 /// The first half is garbage in the store, of which the client was told that it need not be sent.
-/// The client is stopped while it sends the other half, and goes on when the garbage was collected.
+/// The client is stopped while it sends the other half, and continues after a collection.
 #[test]
 fn an_upload_that_stands_still_meanwhile_is_whole() {
     let lab = Lab::with(Options::tcp);
@@ -41,7 +41,7 @@ fn an_upload_that_stands_still_meanwhile_is_whole() {
     assert_eq!(snapctl.verify_all(), ["both", "x-c"]);
     lab.assert_content("both", &both);
     lab.assert_content("x-c", &kept);
-    // It holds nothing any more: what is still dead goes.
+    // The upload holds nothing any more, so all garbage goes.
     let report = gc(&lab, &["run", "--dead", "1", "--rate", "none"]);
     assert_eq!(number(&report, "packs_held"), 0, "{report}");
     assert!(number(&report, "removed_bytes") > IMAGE_BYTES, "{report}");

@@ -31,7 +31,7 @@ fn a_collection_that_is_stopped_ends_soon_and_the_next_one_goes_on() {
     );
     let planned = gc(&lab, &["status"]);
     assert!(planned["last"].is_null(), "{planned}");
-    // What would wait for its end is told so.
+    // Commands that would wait for the end of the collection fail with the reason.
     for command in [
         &["du"][..],
         &["gc", "plan"],
@@ -67,7 +67,7 @@ fn the_daemon_stops_soon_while_it_collects_and_goes_on_after_its_start() {
     lab.varved.stop();
     drop(running);
     lab.restart();
-    // The one before is the last: that which the daemon has ended is to go on.
+    // The status shows the collection before: the one that the daemon ended is to continue.
     let last = &gc(&lab, &["status"])["last"];
     assert_eq!(last["report"], before, "{last}");
     assert_eq!(lab.snapctl().verify_all(), ["x-c"]);

@@ -540,8 +540,8 @@ async fn an_upload_ends_once() {
     assert_eq!(names(rpc).await, ["volume"]);
 }
 
-/// Of two uploads that commit the same name the second is refused, though it began when the name
-/// was free.
+/// Of two uploads that commit the same name, the second is refused, though the name was free when
+/// it began.
 #[tokio::test]
 async fn a_name_is_given_once() {
     let scene = Scene::new().await;

@@ -12,7 +12,7 @@ use varve_tests::{
 
 use crate::volumes::{make, snapshot, uri};
 
-/// Files are made and changed, for ever; the pauses leave the processor to who reads the backups.
+/// Makes and changes files for ever; the pauses leave the processor to the reader of the backups.
 const WORK: &str = r#"
 set -e
 mkdir /srv/files

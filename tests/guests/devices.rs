@@ -83,8 +83,8 @@ fn assert_says(console: &str, all: &[&str]) {
     }
 }
 
-/// Files are written while the daemon is stopped, and killed twice; then the process that looks
-/// after the device is killed, too.
+/// Files are written while the daemon is stopped, and killed twice; then the process that keeps the
+/// device connected is killed, too.
 const KILLED: &str = r#"
 modprobe nbd
 serve

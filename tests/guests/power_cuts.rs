@@ -127,7 +127,7 @@ impl Server {
     }
 
     fn cut_power(&mut self) {
-        // The disk first: what it is given afterwards is lost.
+        // Kill the disk first: anything that it gets afterwards is lost.
         if let Some(cache) = &mut self.cache {
             cache.kill();
         }

@@ -72,7 +72,7 @@ fn estimate(store: &Store, random: &mut Random) -> Result<(), CutOff> {
     look(store, &["snapshot", "delete", "--dry-run", &name])
 }
 
-/// Something may be deleted while it is looked at, and a collection ends what takes long.
+/// A record may be deleted during a question, and a collection ends long ones.
 fn look(store: &Store, arguments: &[&str]) -> Result<(), CutOff> {
     let finished = store.ask(arguments)?;
     if ![Some(exit::NOT_FOUND), Some(exit::CONFLICT)].contains(&finished.status.code()) {

@@ -1,4 +1,4 @@
-//! Snapshots of one store are copied to the other, whatever becomes of them there.
+//! Snapshots of one store are copied to the other, even while they are deleted there.
 
 use std::{thread, time::Duration};
 
@@ -64,14 +64,14 @@ impl Copies<'_> {
         }
     }
 
-    /// Returns true if it is there in the end.
+    /// Returns true if the snapshot exists in the end.
     fn copy(&mut self, source: &str, name: &str) -> bool {
         let from = self.there.endpoint();
-        // In place of the tag that it has there, by which others delete theirs.
+        // Replaces its tag at the source, by which other actors delete it there.
         let tag = format!("group={name}");
         let options = ["--from", &from, "--name", name, "--tag", &tag, "--wait"];
         let arguments = ["copy", "create", source].into_iter().chain(options);
-        // A source that is away is reported like a daemon that is.
+        // An unreachable source has the same exit code as an unreachable daemon.
         let (here, there) = (self.here.up(), self.there.up());
         let finished = self.here.snapctl().run(arguments);
         if finished.status.success() {
@@ -95,7 +95,7 @@ impl Copies<'_> {
         }
     }
 
-    /// The copy of that name when it has ended, if it had begun. The daemon goes on with it.
+    /// The copy with this name when it has ended, if it had begun: the daemon continues it.
     fn ended(&self, name: &str) -> Option<Value> {
         loop {
             let list = self.here.tell(["copy", "list"]);

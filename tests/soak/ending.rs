@@ -1,4 +1,4 @@
-//! The checks at the end: all content, all sums, an index that is made anew, and an empty store.
+//! The checks at the end: all content, all sums, a new index, and an empty store.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
 
@@ -19,12 +19,12 @@ use super::{
     world::{Life, World},
 };
 
-/// Bytes for which no pack is rewritten.
+/// Fewer dead bytes than this are not worth a rewrite.
 const RETURN_BYTES_MIN: u64 = 64 << 10;
-/// Collections in a row that find something: what one has copied, another may merge.
+/// The most collections in a row that find something: copies of one may be merged by the next.
 const COLLECTIONS_MAX: u32 = 8;
 
-/// Looks at a store, then deletes all that is in it.
+/// Checks a store, then deletes everything in it.
 pub(super) fn check(world: &World, store: &Store, life: &mut Life) {
     life.end(store, false);
     *life = Life::quiet(store);
@@ -129,7 +129,8 @@ impl Files {
     }
 }
 
-/// Without volumes and work under way, all that is told about space agrees, and with the files.
+/// Without volumes and work under way, all numbers about space agree with each other and with the
+/// files.
 fn check_sums(store: &Store) {
     let status = store.tell(["status"]);
     let plan = store.tell(["gc", "plan", "--dead", "1"]);
@@ -152,7 +153,7 @@ fn check_sums(store: &Store) {
     assert!(files.bytes() - accounted <= open, "{told}");
     let stored = number(&status, "stored_bytes");
     assert!((live..=live + dead).contains(&stored), "{told}");
-    // What is left in each pack is not worth a rewrite.
+    // The dead bytes left in each pack are not worth a rewrite.
     let packs = files.sealed.iter().chain(&files.open);
     let left: u64 = packs.map(|it| (it / 100).max(RETURN_BYTES_MIN)).sum();
     assert!(

@@ -9,11 +9,11 @@ use super::{
     world::{World, count},
 };
 
-/// Images with these seeds are imported by all, again and again: what a collection has taken is
-/// wanted once more.
+/// All importers import images with these seeds, again and again: content that a collection has
+/// taken is needed again.
 const SEEDS: u64 = 5;
 
-/// The snapshots of one importer. Those with the same number have a tag of their own.
+/// The snapshots of one importer. Each group of snapshots with one number has a tag of its own.
 struct Imports<'a> {
     world: &'a World,
     store: &'a Store,
@@ -51,7 +51,7 @@ impl Imports<'_> {
         }
     }
 
-    /// One of the images that all have, or the last one with some changes.
+    /// One of the common images, or the last image with some changes.
     fn next_image(&mut self) -> PathBuf {
         match self.file.take() {
             Some(file) if !self.random.one_in(4) => {
@@ -91,7 +91,7 @@ impl Imports<'_> {
         format!("group={}-{group}", self.name)
     }
 
-    /// Deletes a random set, or those with a tag.
+    /// Deletes a random set, or the snapshots with a tag.
     fn delete_some(&mut self) {
         let one = self.random.index(self.kept.len());
         let group = self.kept[one].1;

@@ -1,18 +1,19 @@
 //! Everything at one time, on two stores whose daemons are killed again and again.
 //!
-//! What a daemon has acknowledged is there after its end, as it was written. At the end all content
-//! is read and verified, the sums of the stores agree, indexes are made anew, and with everything
-//! deleted next to nothing is left.
+//! Everything that a daemon has acknowledged is there after its end, unchanged. At the end all
+//! content is read and verified, the sums of the stores agree, indexes are made anew, and with
+//! everything deleted next to nothing is left.
 //!
 //! - `world`: the stores, and the lives of their daemons. `store`: questions to a daemon.
-//! - `model`: which snapshots a store has, with the sums of their content.
+//! - `model`: the snapshots that a store has, with the sums of their content.
 //! - `imports`, `copies`: snapshots from files, and from the other store.
 //! - `fio`: volumes under `fio --verify`. `numbers`: volumes whose writer numbers its blocks, so
 //!   that the content of each snapshot is known.
 //! - `collections`: garbage collections, and looks at the space. `reads`: snapshots are read.
 //! - `ending`: the checks at the end.
 //!
-//! [`MINUTES`] sets for how long it goes on. Without it, it is short: some daemons are killed.
+//! [`MINUTES`] sets the duration. Without it, the test is short: it ends after some daemons were
+//! killed.
 
 mod collections;
 mod copies;
@@ -36,15 +37,15 @@ use self::world::{Life, Scale, World};
 
 const MIB: u64 = 1 << 20;
 
-/// The variable that sets how long it goes on.
+/// The variable that sets the duration.
 const MINUTES: &str = "VARVE_SOAK_MINUTES";
 
-/// When it ends.
+/// The end of the test.
 #[derive(Debug, Clone, Copy)]
 enum Until {
-    /// So many daemons have ended.
+    /// After this many ends of daemons.
     Ends(u64),
-    /// This moment is over.
+    /// At this time.
     Time(Instant),
 }
 
@@ -57,7 +58,7 @@ impl Until {
     }
 }
 
-/// How long, and how large.
+/// Duration and sizes.
 fn scale() -> (Until, Scale) {
     let Some(minutes) = env::var_os(MINUTES) else {
         let scale = Scale {
@@ -90,7 +91,7 @@ fn whatever_runs_beside_whatever_what_was_acknowledged_is_there() {
     let mut lives = [0, 1].map(|index| Life::begin(&world.stores[index], &mut random));
     thread::scope(|scope| {
         let world = &world;
-        // Ends the others, too, if this thread fails.
+        // If this thread fails, ends the others, too.
         let _failing = world.failing();
         let mut actors: Vec<Box<dyn FnMut() + Send>> = Vec::new();
         for (store, other) in [(0, 1), (1, 0)] {

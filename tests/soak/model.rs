@@ -1,4 +1,4 @@
-//! Which snapshots a store has, by name. No name is used twice.
+//! The snapshots that a store has, by name. No name is used twice.
 
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -7,7 +7,7 @@ use varve_tests::random::Random;
 /// The content of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Content {
-    /// Its root, as the store tells it.
+    /// Its root, as the store reports it.
     pub(super) root: String,
     /// The size.
     pub(super) bytes: u64,
@@ -18,16 +18,16 @@ pub(super) struct Content {
 #[derive(Debug)]
 struct Entry {
     content: Content,
-    /// Somebody deletes it, so that it may be gone.
+    /// Its deletion has begun, so it may be gone.
     is_leaving: bool,
 }
 
-/// The snapshots that a store has to have, and those that are being deleted.
+/// The snapshots that a store must have, and those that are being deleted.
 #[derive(Debug, Default)]
 pub(super) struct Model(Mutex<BTreeMap<String, Entry>>);
 
 impl Model {
-    /// A snapshot was acknowledged.
+    /// Adds an acknowledged snapshot.
     pub(super) fn keep(&self, name: &str, content: Content) {
         let entry = Entry {
             content,
@@ -37,12 +37,12 @@ impl Model {
         assert!(before.is_none(), "{name} was there before: {before:?}");
     }
 
-    /// Its deletion begins.
+    /// Notes that its deletion begins.
     pub(super) fn is_leaving(&self, name: &str) {
         self.set(name, true);
     }
 
-    /// It was not deleted after all.
+    /// Notes that it was not deleted after all.
     pub(super) fn stays(&self, name: &str) {
         self.set(name, false);
     }
@@ -54,19 +54,19 @@ impl Model {
         entry.is_leaving = is_leaving;
     }
 
-    /// It was deleted.
+    /// Removes a deleted snapshot.
     pub(super) fn is_gone(&self, name: &str) {
         let entry = self.0.lock().unwrap().remove(name);
         assert!(entry.is_some_and(|it| it.is_leaving), "{name} was kept");
     }
 
-    /// Returns true if it has to be there.
+    /// Returns true if the store must have it.
     pub(super) fn has(&self, name: &str) -> bool {
         let entries = self.0.lock().unwrap();
         entries.get(name).is_some_and(|it| !it.is_leaving)
     }
 
-    /// What has to be there.
+    /// All snapshots that the store must have.
     pub(super) fn all(&self) -> BTreeMap<String, Content> {
         let entries = self.0.lock().unwrap();
         let kept = entries.iter().filter(|(_, entry)| !entry.is_leaving);

@@ -1,8 +1,8 @@
 //! A volume whose writer numbers its blocks.
 //!
-//! Each place of the volume gets higher numbers with time. So of each snapshot it is known what it
-//! may hold: at each place at least what was acknowledged before the command began, and at most
-//! what was sent before it ended. After a kill that holds for the volume.
+//! Each place of the volume gets higher numbers with time. So the possible content of each snapshot
+//! is known: at each place at least the number acknowledged before the command began, and at most
+//! the number sent before it ended. After a kill the same holds for the volume.
 
 use std::{collections::HashMap, io, sync::Mutex, thread};
 
@@ -118,8 +118,8 @@ impl Disk<'_> {
         was_written
     }
 
-    /// Writes, and takes a snapshot meanwhile. Returns the places before that, whether all was
-    /// written, and whether the snapshot was acknowledged.
+    /// Writes, and takes a snapshot meanwhile. Returns the places before the snapshot, whether all
+    /// was written, and whether the snapshot was acknowledged.
     fn write_and_snapshot(&mut self, name: &str) -> (Vec<Place>, Result<(), CutOff>, bool) {
         let blocks = self.random.within(64..2000);
         let mut random = Random::seeded(self.random.next_u64());
@@ -127,7 +127,7 @@ impl Disk<'_> {
         let written_first = self.random.within(0..blocks);
         let mut numbers = self.next_number;
         self.next_number += blocks;
-        // Some is written before, so that it has to be in the snapshot.
+        // Write some blocks first: the snapshot must have them.
         let first = self.write(written_first, &mut numbers, &mut random);
         let before = self.places.lock().unwrap().clone();
         let (disk, counts) = (&*self, &self.world.counts);
@@ -193,7 +193,7 @@ impl Disk<'_> {
         }
     }
 
-    /// Checks the volume after the end of a daemon, and takes it as it is.
+    /// Checks the volume after the end of a daemon, and continues from its content.
     fn check_after_end(&mut self) -> Result<(), CutOff> {
         let export = format!("volume/{}", self.name);
         let content = self.store.read(&export, self.world.scale.disk_bytes)?;
@@ -210,7 +210,7 @@ impl Disk<'_> {
         Ok(())
     }
 
-    /// Clones the volume itself, to which nobody writes meanwhile.
+    /// Clones the volume itself, while nobody writes to it.
     fn clone_volume(&self) {
         let export = format!("volume/{}", self.name);
         let bytes = self.world.scale.disk_bytes;
@@ -238,7 +238,7 @@ fn number_of(block: &[u8]) -> u64 {
     u64::from_le_bytes(block[..8].try_into().unwrap())
 }
 
-/// Asserts that each place has at least what was acknowledged before, and at most what was sent
+/// Asserts that each place has at least the number acknowledged before, and at most the number sent
 /// until after.
 fn check(what: &str, content: &[u8], before: &[Place], after: &[Place]) {
     assert_eq!(content.len(), before.len() * 4096, "{what}");

@@ -1,4 +1,4 @@
-//! Snapshots are read, whole, while they may be deleted.
+//! Reads whole snapshots, while they may be deleted.
 
 use std::{thread, time::Duration};
 
@@ -41,7 +41,7 @@ pub(super) fn actor<'a>(
     })
 }
 
-/// Verifies it. Returns whether it is there.
+/// Verifies it. Returns true if it exists.
 fn verify(store: &Store, name: &str) -> Result<bool, CutOff> {
     let finished = store.ask(["snapshot", "verify", name])?;
     if finished.status.code() == Some(exit::NOT_FOUND) {

@@ -36,11 +36,11 @@ pub(super) struct Store {
     has_failed: Arc<AtomicBool>,
 }
 
-/// The daemon ended meanwhile, so that it is not known what was done.
+/// The daemon ended meanwhile, so the outcome is unknown.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CutOff;
 
-/// Does something until no daemon ends meanwhile.
+/// Repeats `work` until no daemon ends meanwhile.
 pub(super) fn until_done<T>(mut work: impl FnMut() -> Result<T, CutOff>) -> T {
     loop {
         if let Ok(done) = work() {
@@ -50,7 +50,7 @@ pub(super) fn until_done<T>(mut work: impl FnMut() -> Result<T, CutOff>) -> T {
 }
 
 impl Store {
-    /// An empty one that no daemon serves yet.
+    /// An empty store that no daemon serves yet.
     pub(super) fn new(data_dir: PathBuf, has_failed: &Arc<AtomicBool>) -> Self {
         Self {
             data_dir,
@@ -60,12 +60,12 @@ impl Store {
         }
     }
 
-    /// A daemon serves it.
+    /// Notes that a daemon serves it.
     pub(super) fn is_served(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Its daemon is about to end.
+    /// Notes that its daemon is about to end.
     pub(super) fn is_left(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
@@ -75,7 +75,7 @@ impl Store {
         self.epoch.load(Ordering::SeqCst).is_multiple_of(2)
     }
 
-    /// Waits until a daemon serves it. Returns which.
+    /// Waits until a daemon serves it. Returns the number of its life.
     pub(super) fn up(&self) -> u64 {
         wait_for("a daemon", || {
             let failed = self.has_failed.load(Ordering::Relaxed);
@@ -85,7 +85,7 @@ impl Store {
         })
     }
 
-    /// Returns true if a daemon has ended since then.
+    /// Returns true if a daemon has ended since this life.
     pub(super) fn has_ended(&self, epoch: u64) -> bool {
         self.epoch.load(Ordering::SeqCst) != epoch
     }
@@ -115,7 +115,7 @@ impl Store {
         self.judged(epoch, finished)
     }
 
-    /// What a command of that time has told, unless its daemon ended meanwhile.
+    /// The outcome of a command that began in this life, unless its daemon ended meanwhile.
     pub(super) fn judged(&self, epoch: u64, finished: Finished) -> Result<Finished, CutOff> {
         let code = finished.status.code();
         // A daemon that stops may say so.
@@ -145,7 +145,7 @@ impl Store {
         Ok(())
     }
 
-    /// Asks until there is an answer, which must be of this kind. Only for questions that change
+    /// Repeats a query until there is an answer, which must be JSON. Only for queries that change
     /// nothing.
     pub(super) fn tell<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Value {
         let arguments = with_json(arguments);
@@ -156,7 +156,7 @@ impl Store {
         }
     }
 
-    /// A snapshot or a volume, if it is there.
+    /// A snapshot or a volume, if it exists.
     pub(super) fn find(&self, kind: &str, name: &str) -> Option<Value> {
         let arguments = with_json([kind, "show", name]);
         loop {
@@ -168,7 +168,7 @@ impl Store {
         }
     }
 
-    /// Waits until a snapshot is completed. `None` if it is not there.
+    /// Waits until a snapshot is completed. `None` if it does not exist.
     pub(super) fn completed(&self, name: &str) -> Option<Value> {
         wait_for("a snapshot to be completed", || {
             let Some(shown) = self.find("snapshot", name) else {
@@ -203,22 +203,22 @@ impl Store {
         count(&counts.deletions, names.len() as u64);
     }
 
-    /// Deletes a snapshot that the model has. Returns false if it is still there.
+    /// Deletes a snapshot that the model has. Returns false if it still exists.
     pub(super) fn delete_one(&self, name: &str, counts: &Counts) -> bool {
         self.delete(&[name.to_owned()], &[name], counts);
         !self.model.has(name)
     }
 
-    /// Makes a volume and attaches it, if it is not there.
+    /// Makes a volume and attaches it, if it does not exist.
     pub(super) fn make_volume(&self, name: &str, arguments: &[&str]) {
         while self.find("volume", name).is_none() {
-            // If it was cut off, the next look tells what it has done.
+            // If the command was cut off, the next query finds its outcome.
             let _ = self.change(arguments);
         }
         until_done(|| self.change(["volume", "attach", "--force", name]));
     }
 
-    /// Detaches and deletes a volume, if it is there.
+    /// Detaches and deletes a volume, if it exists.
     pub(super) fn delete_volume(&self, name: &str) {
         while self.find("volume", name).is_some() {
             // It may be detached already.
@@ -279,13 +279,13 @@ impl Store {
         Ok(Some(crc))
     }
 
-    /// The CRC of a snapshot that is there.
+    /// The CRC of an existing snapshot.
     pub(super) fn crc(&self, name: &str, file: &Path) -> u32 {
         let crc = until_done(|| self.export(name, file));
         crc.unwrap_or_else(|| panic!("{name} was there, and is gone"))
     }
 
-    /// Looks for all snapshots that have to be there, with their content.
+    /// Checks that all snapshots that must exist do, with their content.
     pub(super) fn check_names(&self) {
         let before = self.model.all();
         let found = self.roots();
@@ -312,7 +312,7 @@ impl Store {
             .collect()
     }
 
-    /// Takes a snapshot of a volume. Returns false if it is not known whether there is one.
+    /// Takes a snapshot of a volume. Returns false if the outcome is unknown.
     pub(super) fn snapshot(&self, volume: &str, name: &str, waits: bool, counts: &Counts) -> bool {
         let arguments = ["snapshot", "create", volume, "--name", name];
         let wait = waits.then_some("--wait");
@@ -324,7 +324,7 @@ impl Store {
     }
 
     /// Adds a snapshot to the model that was made, or, unless `is_certain`, may have been made.
-    /// Returns its root if it is there.
+    /// Returns its root if it exists.
     pub(super) fn keep(&self, name: &str, crc: u32, is_certain: bool) -> Option<String> {
         let Some(shown) = self.completed(name) else {
             assert!(!is_certain, "{name} was acknowledged, and is gone");

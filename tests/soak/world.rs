@@ -19,7 +19,7 @@ use varve_tests::{
 
 use super::{MIB, store::Store};
 
-/// How large everything is.
+/// Sizes and counts.
 #[derive(Debug)]
 pub(super) struct Scale {
     /// Length of each imported image.
@@ -32,7 +32,7 @@ pub(super) struct Scale {
     pub(super) life_ms: Range<u64>,
 }
 
-/// What was done.
+/// Counts of all work.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) imports: AtomicU64,
@@ -124,23 +124,23 @@ impl World {
         }
     }
 
-    /// Returns true if no actor is to begin anything.
+    /// Returns true if no actor may begin anything.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed) || self.has_failed.load(Ordering::Relaxed)
     }
 
-    /// Lets the actors come to their ends.
+    /// Asks the actors to end.
     pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// Ends everything if the thread that holds it fails.
+    /// Ends everything if the thread that holds this fails.
     pub(super) fn failing(&self) -> Failing<'_> {
         Failing(&self.has_failed)
     }
 
-    /// Waits, then ends the life of one daemon or of both, begins the next, and looks for what was
-    /// acknowledged.
+    /// Waits, ends the life of one daemon or of both, begins the next life, and checks for
+    /// everything acknowledged.
     pub(super) fn end_lives(&self, lives: &mut [Life; 2], random: &mut Random) {
         self.sleep(random.within(self.scale.life_ms.clone()));
         let both = random.one_in(5);
@@ -166,7 +166,7 @@ impl World {
         }
     }
 
-    /// Waits, unless it is over before.
+    /// Waits, unless the test ends before.
     fn sleep(&self, ms: u64) {
         for _ in 0..ms.div_ceil(20) {
             if self.is_over() {
@@ -177,7 +177,7 @@ impl World {
     }
 }
 
-/// Tells of a failure.
+/// Reports a failure.
 pub(super) struct Failing<'a>(&'a AtomicBool);
 
 impl Drop for Failing<'_> {

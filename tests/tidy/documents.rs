@@ -1,4 +1,4 @@
-//! Documents and comments: their paths and links lead somewhere, and their lines end at column 100.
+//! Documents and comments: their paths and links exist, and their lines end at column 100.
 
 use std::{
     collections::BTreeSet,
@@ -90,7 +90,7 @@ fn links_of_documents_lead_somewhere() {
     assert!(broken.is_empty(), "these links lead nowhere: {broken:#?}");
 }
 
-/// Decisions tell of the past, with the names of their time.
+/// Decisions describe the past, with the names of their time.
 #[test]
 fn paths_that_documents_name_exist() {
     let top: BTreeSet<_> = [

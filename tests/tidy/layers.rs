@@ -13,7 +13,7 @@ use super::{read, repository, rust_files, shown};
 /// The heading in front of a block of layers: the directory stands between the backquotes.
 const HEADING: &str = "Layers of `";
 
-/// Modules by layer, the top one first.
+/// Modules by layer, from the top.
 type Layers = Vec<Vec<String>>;
 
 /// All blocks of layers in ARCHITECTURE.md, with their directories.
@@ -142,7 +142,7 @@ fn target(module: &[String], path: &[String]) -> Option<String> {
         .flatten()
 }
 
-/// The names that a crate's root gives on, with the modules that they are from.
+/// The names that a crate's root exports, with the modules that they are from.
 fn given_on(dir: &Path) -> BTreeMap<String, String> {
     let root = shipped_code(&read(&dir.join("lib.rs")));
     let mut names = BTreeMap::new();

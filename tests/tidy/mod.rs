@@ -155,7 +155,7 @@ fn every_file_begins_by_saying_what_is_in_it() {
     );
 }
 
-/// Formats and content do no IO: they know no file, clock or socket.
+/// Formats and content do no IO: they use no files, clocks or sockets.
 #[test]
 fn formats_and_content_do_no_input_or_output() {
     for dir in [

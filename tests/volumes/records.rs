@@ -1,5 +1,5 @@
 //! Volumes as records: making, listing, showing, tagging, attaching, detaching and deleting them.
-//! They survive whatever happens to the daemon or its index.
+//! They survive crashes of the daemon and the loss of its index.
 
 use std::fs;
 

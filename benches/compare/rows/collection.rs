@@ -23,8 +23,8 @@ use crate::varve::{Content, Varved};
 const DISKS: u64 = 4;
 const DAYS: u64 = 4;
 const DISK_BYTES: u64 = 512 << 20;
-/// What changes as a whole from day to day, and of how many of these one does. Larger than the
-/// chunks of all contenders, so that all have about the same to give back.
+/// Extents that change as a whole from day to day, and the part of them that does: one in this
+/// many. Larger than the chunks of all contenders, so that all have about the same to give back.
 const EXTENT_BYTES: usize = 8 << 20;
 const CHANGED_ONE_IN: u64 = 3;
 /// Dead percent of a pack that is worth a rewrite: borg's own threshold for its segments.
@@ -47,7 +47,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Overwrites one extent in so many.
+    /// Overwrites one extent in [`CHANGED_ONE_IN`].
     fn change(&mut self, one_in: u64) -> Result<(), Failure> {
         let path = &self.path;
         let writing = || format!("write {}", path.display());
@@ -86,7 +86,7 @@ fn keep_all(
     disks.iter().try_for_each(|disk| remove(&disk.path))
 }
 
-/// A directory that is as it was before each run.
+/// A directory in the same state before each run.
 struct Prepared {
     directory: PathBuf,
     kept: PathBuf,
@@ -328,7 +328,7 @@ pub(crate) fn beside_a_guest(bench: &Bench) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// Latency of reads and of writes, and their rate, after something was done.
+/// Latency of reads and of writes, and their rate, after `done`.
 fn as_a_guest(
     varved: &Varved,
     before: impl FnOnce() -> Result<(), Failure>,

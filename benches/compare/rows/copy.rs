@@ -187,7 +187,7 @@ pub(crate) fn over_a_link(bench: &Bench) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// A large volume of which nothing is missing, over the same link.
+/// A large volume of which every chunk is here already, over the same link.
 pub(crate) fn nothing_missing(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let image = bench.path("sparse.raw");
     write_noise(&image, SPARSE_BYTES.1).during(|| format!("write {}", image.display()))?;

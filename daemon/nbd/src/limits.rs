@@ -46,7 +46,7 @@ const REQUEST_BYTES: u32 = 2 << 10;
 /// One part in so many of either lane is reserved for unix sockets.
 const UNIX_RESERVE_PART: u32 = 4;
 /// Number of connections in the queue for more memory that are examined whenever bytes are
-/// returned: the time for that must not grow with their number.
+/// returned: the time for that must not grow with the length of the queue.
 pub const MORE_LOOKED_AT: usize = 32;
 /// The charge of a request besides its payload, in bytes. Slices of cached chunks keep whole chunks
 /// alive: at either end of a read, that can be most of a chunk of 256 KiB. The payload of a short
@@ -72,8 +72,8 @@ pub const MAX_EXTENT_WINDOWS: usize = 4096;
 /// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and
 /// little enough that thousands of idle connections cost very little.
 pub const INBOX_BYTES: usize = 8 << 10;
-/// The same for a connection that sends more than that at once, as long as it does: 15 writes of
-/// 4 KiB.
+/// The same for a connection that sends more than that at once, for as long as it does: 15 writes
+/// of 4 KiB.
 pub const READ_AHEAD_BYTES: usize = 64 << 10;
 /// Number of connections that may have such a buffer at one time; it is not charged to their
 /// requests. Others read in small pieces.

@@ -23,7 +23,7 @@ use crate::export::{
 
 const BLOCK: usize = 4096;
 
-/// An export whose zero blocks are holes, with ways to make it slow and bad.
+/// An export whose zero blocks are holes, with ways to make it slow and faulty.
 #[derive(Debug)]
 pub struct MemoryExport {
     pub info: ExportInfo,
@@ -107,7 +107,7 @@ impl MemoryExport {
         self.changes.lock().clone()
     }
 
-    /// As if the handshake had chosen it.
+    /// Chooses references, as the handshake does.
     pub fn choose(&self, ancestor: &str) {
         *self.chosen.lock() = vec![ancestor.to_owned()];
     }

@@ -59,7 +59,7 @@ impl Charge {
         self.source == Source::Reserve
     }
 
-    /// The part of it that other connections can wait for.
+    /// The part of it for which other connections can wait.
     pub(super) fn shared_bytes(self) -> u32 {
         if self.is_reserve() { 0 } else { self.bytes }
     }
@@ -129,7 +129,7 @@ struct Waiter {
     /// Bytes of the lane that the connection holds.
     held_bytes: AtomicU32,
     is_remote: bool,
-    /// Set when it got what it waits for.
+    /// Set when the connection has got its memory.
     is_granted: AtomicBool,
     waker: Mutex<Waker>,
 }

@@ -38,7 +38,7 @@ impl Guest {
         }
     }
 
-    /// As much as it gets, in requests of one length.
+    /// Takes as much as it gets, in requests of one length.
     fn ask_for_all(&mut self, payload_bytes: u32) -> u32 {
         let mut count = 0;
         while self.ask(payload_bytes).is_some() {
@@ -128,7 +128,7 @@ fn turns_are_taken_in_order_and_given_up() {
     for guest in &mut waiting {
         assert!(guest.ask(MIB).is_none());
     }
-    // One leaves before its turn, one after it was given it.
+    // One waiter leaves before its turn, another after its turn was granted.
     drop(waiting.remove(1));
     drop(holds);
     assert!(waiting[0].was_woken());

@@ -14,7 +14,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The deadline of one handshake, from the first byte to the last and over all its steps, TLS
 /// included. Time in the store does not count: opening a volume after a crash reads its journal
-/// first, which the client cannot help.
+/// first, which is not the client's fault.
 #[derive(Debug)]
 pub struct Deadline {
     started: Instant,
@@ -26,7 +26,7 @@ pub struct Deadline {
 #[derive(Debug, Default)]
 struct State {
     listed_exports: u32,
-    /// Set while the store is asked, and not the client.
+    /// Set while the handshake waits for the store, not for the client.
     asking_since: Option<Instant>,
     asked: Duration,
 }
@@ -41,15 +41,14 @@ impl Deadline {
         }
     }
 
-    /// The client was told of so many exports, and may take its time for them: some ask for each
-    /// one then.
+    /// Adds time for a listing of this many exports: some clients ask for each of them afterwards.
     pub(super) fn listed(&self, exports: usize) {
         let exports = u32::try_from(exports).unwrap_or(u32::MAX);
         let mut state = self.state.lock();
         state.listed_exports = state.listed_exports.saturating_add(exports);
     }
 
-    /// Asks the store, which takes as long as it takes.
+    /// Waits for the store, without a limit.
     pub(super) async fn asking<T>(&self, question: impl Future<Output = T>) -> T {
         self.state.lock().asking_since = Some(Instant::now());
         let answer = question.await;
@@ -75,7 +74,7 @@ impl Deadline {
         }
     }
 
-    /// The time that the client has left. An error if there is none.
+    /// The remaining time of the client. An error if none remains.
     fn left(&self) -> Result<Duration, HandshakeError> {
         let state = self.state.lock();
         let elapsed = self.started.elapsed();

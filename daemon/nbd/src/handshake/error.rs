@@ -43,7 +43,7 @@ pub enum HandshakeError {
     /// TLS is required, and `EXPORT_NAME` leaves no way to say so.
     #[error("the client wants an export without TLS")]
     NotSecure,
-    /// Plaintext must not be mistaken for the content of the TLS connection.
+    /// Plaintext behind `STARTTLS` must not be mistaken for the content of the TLS connection.
     #[error("the client sent more in the clear after it asked for TLS")]
     BeforeTls,
     /// TLS cannot be begun.

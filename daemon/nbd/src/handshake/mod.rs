@@ -171,8 +171,8 @@ struct Haggling<'a, S, X: Exports, P> {
     opened: Option<Opened<X::Export>>,
 }
 
-/// Contexts that a listing may be about: of the export's ancestors, if there is a wildcard, and of
-/// the snapshots that are named.
+/// Contexts for a listing: those of the export's ancestors, if there is a wildcard, and those of
+/// named snapshots.
 async fn dirty_contexts<E: Export>(
     export: &E,
     queries: &[&str],
@@ -183,7 +183,7 @@ async fn dirty_contexts<E: Export>(
         snapshots = export.ancestors(MAX_LISTED_REFERENCES).await?;
     }
     let named: Vec<_> = dirty_names(queries).collect();
-    // As many as can be chosen: a client that wants to know of more asks again.
+    // As many as can be chosen: for more, a client asks again.
     let known = export.has_references(&named).await?;
     for (name, _) in named.iter().zip(known).filter(|(_, is_known)| *is_known) {
         if !snapshots.iter().any(|other| other == name) {
@@ -535,7 +535,7 @@ where
         }
         let name = name.to_owned();
         if name.is_empty() {
-            // The protocol's "default export", which nothing here deserves to be.
+            // The protocol's "default export", which does not exist here.
             return Err(ExportError::NotFound { name });
         }
         let opened = self.desk.exports.open(&name);

@@ -44,8 +44,8 @@ impl Terms {
     }
 }
 
-/// Prefix of the context of what changed since a snapshot: QEMU names the contexts of its bitmaps
-/// so, and other clients read them.
+/// Prefix of the contexts of changes since a snapshot. QEMU gives the contexts of its bitmaps this
+/// prefix, and other clients read them.
 pub(super) const DIRTY_PREFIX: &str = "qemu:dirty-bitmap:";
 
 /// "Metadata querying": a kind of extents that `BLOCK_STATUS` can report.

@@ -69,7 +69,7 @@ impl Inbox {
         start.extend_from_slice(&self.buffer[..early]);
         self.consume(early);
         if count >= DIRECT_READ_BYTES {
-            // More of this size follow, and reading ahead would only mean to copy them.
+            // More payloads of this size follow, and reading ahead would only mean copying them.
             self.busy = false;
         }
         start
@@ -82,12 +82,12 @@ impl Inbox {
         }
     }
 
-    /// Returns true if the next buffer would be a large one.
+    /// Returns true if the next buffer is a large one.
     pub(super) fn would_read_ahead(&self) -> bool {
         self.busy
     }
 
-    /// Makes it a small one.
+    /// Makes the next buffer a small one.
     pub(super) fn read_little(&mut self) {
         self.busy = false;
     }

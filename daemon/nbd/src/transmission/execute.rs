@@ -17,7 +17,7 @@ use crate::wire::{
 };
 
 /// Carries out a request that is not a disconnect, with the payload that came with it. `checked` is
-/// what [`Rules::check`] says of the request: it is asked once for each.
+/// the result of [`Rules::check`], which is called once for each request.
 pub(super) async fn execute<E: Export>(
     export: &E,
     rules: Rules<'_>,
@@ -40,7 +40,7 @@ pub(super) async fn execute<E: Export>(
     Reply::to(&request, body)
 }
 
-/// A request that is answered with an error without asking the export.
+/// A request that is answered with an error without calling the export.
 #[derive(Clone, Copy)]
 pub(super) struct Refusal {
     code: ErrorCode,
@@ -98,12 +98,12 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// How many contexts an answer to `BLOCK_STATUS` can be about.
+    /// The most contexts in an answer to `BLOCK_STATUS`.
     pub(super) fn contexts(&self) -> u32 {
         u32::try_from(self.terms.contexts.len()).unwrap_or(u32::MAX)
     }
 
-    /// "Error values" and "Command flags": what makes a request one that is answered with an error
+    /// "Error values" and "Command flags": refuses requests that must be answered with an error
     /// before anything is done.
     pub(super) fn check(&self, request: &Request) -> Result<Question, Refusal> {
         let (question, mut allowed_flags) = self.question(request)?;
@@ -119,7 +119,7 @@ impl<'a> Rules<'a> {
             if request.length_bytes > most as u64 {
                 return Err(Refusal::invalid("more contexts than were selected"));
             }
-            // The range is told by the payload.
+            // The payload has the range.
             return Ok(question);
         }
         if !request.is_within(self.size_bytes) {
@@ -159,8 +159,8 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Decodes a payload that is not data: returns the request as one without payload, and the
-    /// contexts that it is about.
+    /// Decodes a payload that is not data. Returns the request without the payload, and the
+    /// contexts that it requests.
     fn look_into(
         &self,
         request: Request,
@@ -195,7 +195,7 @@ impl<'a> Rules<'a> {
 
     /// The question of a request, and the flags that it may have.
     fn question(&self, request: &Request) -> Result<(Question, CommandFlags), Refusal> {
-        // FUA belongs to any command once it was announced, and the rest announces no flag at all.
+        // FUA is valid on any command once it was announced. Read-only exports announce no flag.
         let usual = if self.access.is_writable() {
             CommandFlags::FUA
         } else {
@@ -369,7 +369,7 @@ where
         if at == end {
             break;
         }
-        // A request for much lets others have their turn.
+        // A long request lets others have their turn.
         tokio::task::consume_budget().await;
         let window = (end - at).min(EXTENT_WINDOW_BYTES);
         let extents = look_up(at, window).await?;

@@ -175,7 +175,7 @@ enum Input {
         left_bytes: usize,
         reply: Reply,
     },
-    /// Nothing more that counts.
+    /// Nothing more is read.
     Ended,
 }
 
@@ -334,7 +334,7 @@ where
                 }
             }
             Some(Command::BlockStatus) => self.poll_charge_extents(cx),
-            // All else holds little, or is refused.
+            // All other requests hold little, or are refused.
             _ => self.poll_charge(0, cx),
         };
         let Poll::Ready(charge) = charge else {

@@ -44,7 +44,7 @@ impl Reply {
         }
     }
 
-    /// Makes what was read keep nothing alive but itself.
+    /// Copies short payloads, so that the reply keeps nothing else alive.
     pub(super) fn keep_own(&mut self) {
         let Body::Data { pieces, .. } = &mut self.body else {
             return;
@@ -79,10 +79,11 @@ pub(super) enum Body {
 /// Part of a reply.
 struct Segment {
     content: Content,
-    /// The charge that is given back once the segment is out: of what it keeps alive, and with the
-    /// last segment all the rest.
+    /// The charge that is returned once the segment is out: for the memory that it keeps alive. The
+    /// last segment also returns the rest.
     frees: Charge,
-    /// With a reply's last one, for what its slices keep alive beside themselves.
+    /// In the last segment of a reply: the charge for memory that its slices keep alive beyond
+    /// themselves.
     pinned: Charge,
     /// A reply's last.
     is_last: bool,
@@ -91,7 +92,7 @@ struct Segment {
 enum Content {
     Head(Head),
     Body(Bytes),
-    /// Of [`ZEROES`], so many.
+    /// This many of [`ZEROES`].
     Zeroes(usize),
 }
 
@@ -157,8 +158,8 @@ impl Outbox {
         self.shared_bytes
     }
 
-    /// Queues a reply, and returns what its request was charged and it does not hold. The rest
-    /// comes back as it is written.
+    /// Queues a reply. Returns the part of its request's charge that the reply does not hold. The
+    /// rest comes back as the reply is written.
     #[must_use]
     pub(super) fn push(&mut self, reply: Reply, charge: Charge) -> Charge {
         let first = self.segments.len();
@@ -227,8 +228,8 @@ impl Outbox {
         charge
     }
 
-    /// Short replies that wait for the client keep nothing alive but themselves any more, and are
-    /// charged no more than that. Returns what is not held any more.
+    /// Copies short replies that wait for the client, so that they keep nothing else alive, and
+    /// reduces their charge accordingly. Returns the charge that is no longer held.
     #[must_use]
     pub(super) fn detach(&mut self) -> Freed {
         let mut freed = Freed::default();

@@ -11,17 +11,17 @@ use crate::budget::Charge;
 
 /// Requests under way, in no order.
 pub(super) struct Requests<F> {
-    /// And one that is never answered. If all of a `FuturesUnordered` are polled in a row and none
-    /// is done, it wakes its own task, to be fair to others; and Tokio wakes another thread for a
-    /// task that is woken while it runs. Each batch of writes made the connection move between
-    /// threads by that, which took a third of the throughput. With this one there it never has
-    /// polled all.
+    /// One more future, which never completes. If all futures of a `FuturesUnordered` are polled in
+    /// a row and none is done, it wakes its own task, to be fair to others; and Tokio wakes another
+    /// thread for a task that is woken while it runs. So each batch of writes moved the connection
+    /// between threads, which took a third of the throughput. With this future, not all are ever
+    /// polled.
     all: FuturesUnordered<Running<F>>,
 }
 
 /// A request, and what it was charged.
 struct Running<F> {
-    /// None: never answered.
+    /// `None`: the future that never completes.
     future: Option<Pin<Box<F>>>,
     charge: Charge,
 }
@@ -41,8 +41,8 @@ impl<F: Future<Output = Reply>> Requests<F> {
         self.all.len() <= 1
     }
 
-    /// Starts a request. A request that is answered at once is not among those under way, and
-    /// nobody is woken for it.
+    /// Starts a request. A request that is answered at once is never among those under way, and
+    /// wakes nobody.
     pub(super) fn start(
         &mut self,
         future: F,

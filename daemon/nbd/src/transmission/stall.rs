@@ -8,22 +8,21 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::limits::{STALL_BYTES, STALL_PART};
 
-/// Watches one direction of a connection, in which the client owes something now and then: to take
-/// its replies, or to send the rest of a payload.
+/// Watches one direction of a connection, in which the client sometimes owes progress: to take its
+/// replies, or to send the rest of a payload.
 ///
-/// The more memory its owing holds, the faster it has to go: the time is shorter, and what it has
-/// to move in it is a part of what it held. None of this matters while nobody else waits for
-/// memory.
+/// The more memory it holds meanwhile, the less time it has, and it has to move a fixed part of the
+/// bytes that it held. None of this matters while nobody else waits for memory.
 pub(super) struct Stall {
     after: Duration,
-    /// Runs while the client owes something that it did not do at once.
+    /// Runs while the client owes progress.
     watch: Option<Watch>,
-    /// Since the watch began.
+    /// Bytes moved since the watch began.
     moved_bytes: u64,
     caught_up: bool,
 }
 
-/// A stretch of time.
+/// The time in which the client has to move.
 struct Watch {
     began: Instant,
     timer: Pin<Box<Sleep>>,
@@ -41,15 +40,15 @@ impl Stall {
         }
     }
 
-    /// The client took or sent something, and `caught_up` if it owes nothing any more.
+    /// Records that the client took or sent bytes. `caught_up`: it owes nothing any more.
     pub(super) fn note(&mut self, moved_bytes: usize, caught_up: bool) {
         self.moved_bytes += moved_bytes as u64;
         self.caught_up |= caught_up;
     }
 
-    /// Returns true if the client has stalled: what it owes holds `held_bytes`, and somebody else
-    /// has waited for such bytes, as `contended` says, at the beginning and at the end of the time
-    /// that it had.
+    /// Returns true if the client has stalled: it has made too little progress while holding
+    /// `held_bytes`, and somebody else waited for such bytes (`contended`) at the beginning and at
+    /// the end of its time.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -96,7 +95,7 @@ impl Stall {
     }
 }
 
-/// How long a client has that holds so much.
+/// The time of a client that holds this much.
 fn time(after: Duration, held_bytes: u64) -> Duration {
     let least = after / 3;
     let times = held_bytes.div_ceil(STALL_BYTES.into()).max(1);
@@ -113,7 +112,7 @@ mod tests {
     const AFTER: Duration = Duration::from_secs(30);
     const MIB: u64 = 1 << 20;
 
-    /// How long a client lasts that holds so much and moves a part of it each second.
+    /// The time until a client stalls that holds this much and moves a part of it each second.
     async fn lasts(held_bytes: u64, bytes_a_second: usize, contended: bool) -> Option<u64> {
         let mut stall = Stall::new(AFTER);
         let mut cx = Context::from_waker(Waker::noop());

@@ -1,5 +1,5 @@
 //! Golden bytes, written down from the protocol's text: they must not change. And decoders against
-//! bytes that nobody meant.
+//! invalid bytes.
 
 #![allow(
     clippy::unwrap_used,
@@ -445,7 +445,7 @@ fn strings_are_short_text_without_nul() {
     ));
 }
 
-/// Bytes that are wrong in the ways that matter: any, or a good message with a few bytes changed.
+/// Invalid bytes: random ones, or a good message with a few bytes changed.
 fn nearly(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = good.len();
     let edits = prop::collection::vec((0..length, any::<u8>()), 0..4);

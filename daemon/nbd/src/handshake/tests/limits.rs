@@ -23,7 +23,7 @@ async fn a_client_that_stops_halfway_is_not_waited_for() {
     ));
 }
 
-/// Exports that take their time to open.
+/// Exports that open slowly.
 struct SlowExports(MemoryExports, Duration);
 
 impl Exports for SlowExports {
@@ -56,7 +56,7 @@ async fn a_client_is_not_blamed_for_an_export_that_takes_long_to_open() {
     assert_eq!(terms(outcome).await.0, "snapshot/a");
 }
 
-/// Asks about an export every second, until it is not answered any more. How long that went on.
+/// Asks about an export every second, until there is no answer. Returns the time until then.
 async fn dawdle(client: &mut Client<DuplexStream>, outcome: &JoinHandle<Outcome>) -> u64 {
     let started = tokio::time::Instant::now();
     while !outcome.is_finished() {
@@ -98,7 +98,7 @@ async fn a_client_that_has_the_store_asked_again_and_again_is_ended() {
     let outcome = spawn(server, exports, limit, Security::Plain, 1);
     let mut client = Client(client);
     client.greet(3).await;
-    // Each another one, or it would not be opened again.
+    // Each asks about another export: the same one would not be opened again.
     for name in ["snapshot/a", "snapshot/b"].iter().cycle().take(20) {
         client.option(6, &info_data(name, &[])).await;
     }

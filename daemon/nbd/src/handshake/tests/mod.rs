@@ -80,7 +80,7 @@ where
     spawn_with(server, exports, limit, security, places)
 }
 
-/// The same with places that others may take too.
+/// The same with places that others may take, too.
 fn spawn_with<X>(
     mut server: DuplexStream,
     exports: X,
@@ -267,7 +267,7 @@ async fn unknown_exports_are_refused_with_a_message_and_haggling_goes_on() {
 async fn unknown_options_are_unsupported_and_their_data_skipped() {
     let (mut client, _outcome) = start();
     client.greet(3).await;
-    // STARTTLS where there is none, and some that nobody has heard of.
+    // STARTTLS where there is none, and some unknown options.
     for option in [5, 12, 0, 4, 0xffff_ffff] {
         let data = vec![0x55; 60_000];
         assert_eq!(client.haggle(option, &data).await[0].0, UNSUPPORTED);
@@ -576,7 +576,7 @@ async fn tls_is_begun_once_and_only_where_there_is_some() {
     assert_eq!(terms(outcome).await.0, "snapshot/a");
 }
 
-/// Or somebody between the two could put words into the client's mouth.
+/// Otherwise somebody between the two could put words into the client's mouth.
 #[tokio::test]
 async fn what_follows_in_the_clear_does_not_count_as_tls() {
     let (mut client, outcome) = start_with_tls(Security::Offered);

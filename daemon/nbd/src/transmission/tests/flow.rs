@@ -217,8 +217,7 @@ async fn a_stop_does_not_wait_for_ever() {
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
 }
 
-/// A large reply that is taken a little at a time, by so many clients that hold as much as they
-/// can.
+/// Clients that hold as much as they can, and take their large replies a little at a time.
 async fn trickling(budget: &Arc<Budget>, clients: usize) -> Vec<Fixture> {
     let length = 31 << 20;
     let mut all = Vec::new();
@@ -280,7 +279,7 @@ async fn who_waits_for_what_slow_clients_hold_gets_it_and_they_are_ended() {
         () = trickle => unreachable!("it goes on for ever"),
     };
     assert!(served);
-    // One of them was enough.
+    // Ending one of them was enough.
     let ended = slow.iter().position(|test| test.outcome.is_finished());
     let ended = slow.remove(ended.expect("one has ended"));
     let error = ended.outcome.await.unwrap().unwrap_err();
@@ -312,7 +311,7 @@ async fn a_small_request_is_served_though_others_hold_everything() {
         assert_eq!(small.client.message().await, done(cookie));
     }
     assert_eq!(started.elapsed(), Duration::ZERO, "nothing has waited");
-    // And who holds little may go on doing so: it is in nobody's way.
+    // A client that holds little may continue like that: it blocks nobody.
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(!holds.outcome.is_finished());
 }
@@ -351,7 +350,7 @@ async fn memory_comes_back_as_a_reply_is_taken() {
     assert_eq!(held(), 0);
 }
 
-/// Of short replies that nobody takes each holds itself, and not the chunk that it is a slice of.
+/// Of untaken short replies, each keeps only itself alive, not the chunk that it is a slice of.
 #[tokio::test(start_paused = true)]
 async fn short_replies_that_wait_hold_no_more_than_themselves() {
     let budget = Budget::new();

@@ -100,7 +100,7 @@ async fn send_in_pieces(
     while !rest.is_empty() {
         let longest = [1, 30, 5000, 100_000][random.below(4)];
         let (piece, behind) = rest.split_at(rest.len().min(1 + random.below(longest)));
-        // The server may have had enough of it.
+        // The server may have closed the connection.
         if to_server.write_all(piece).await.is_err() {
             return;
         }
