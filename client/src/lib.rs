@@ -61,7 +61,7 @@
 //!   link RocksDB.
 //! * **Results are visible only when complete.** A snapshot appears when its upload commits, a file
 //!   when its download is complete.
-//! * **Memory is bounded**, whatever the size of a volume: see `limits`.
+//! * **Memory is bounded** for volumes of any size: see `limits`.
 //! * **Errors tell the caller what to do**: see [`ErrorKind`].
 
 #![warn(missing_docs)]

@@ -230,7 +230,7 @@ impl Finished {
         self
     }
 
-    /// Asserts that it succeeded, whatever its output.
+    /// Asserts that it succeeded, with any output.
     pub fn ok(self) {
         let _ = self.success();
     }

@@ -1,5 +1,4 @@
-//! Pending snapshots: their content is complete in the end, whatever happens to the daemon
-//! meanwhile.
+//! Pending snapshots: their content is complete in the end, even if the daemon ends meanwhile.
 
 use std::{
     fs, thread,

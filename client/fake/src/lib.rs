@@ -199,7 +199,7 @@ impl FakeDaemon {
         self.state.lock().unwrap()
     }
 
-    /// Makes a snapshot of a tree of these leaves, with whatever they say.
+    /// Makes a snapshot of a tree of these leaves, which may be invalid.
     pub fn plant(&self, name: &str, size_bytes: u64, leaves: &[(u32, Leaf)]) {
         let mut tree = TreeBuilder::new(size_bytes).unwrap();
         for (segment, leaf) in leaves {

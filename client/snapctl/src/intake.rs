@@ -156,7 +156,7 @@ impl Intake {
                     part = blocking(move || choose_disk(&ova, disk)).await?;
                     options.remark(format_args!("taking {}", part.name()));
                     (dir, path) = (None, Some(PathBuf::from(part.name())));
-                    // Its content may be packed, whatever its own format was.
+                    // Its content may be packed, independent of its own format.
                     (in_ova, unpacked_already) = (true, false);
                 }
                 Looks::Image(found) => {

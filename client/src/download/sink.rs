@@ -24,7 +24,7 @@ pub trait Sink: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If the sink cannot take so many bytes. An error of any method ends the download.
+    /// If the sink cannot take this many bytes. An error of any method ends the download.
     fn begin(&self, size_bytes: u64) -> io::Result<()>;
 
     /// Writes bytes that have been verified.

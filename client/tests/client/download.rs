@@ -122,7 +122,7 @@ async fn a_file_that_exists_is_kept_unless_it_is_to_be_replaced() {
     client.download("v").run(sink).await.unwrap();
     assert!(fs::read(&path).unwrap() == plain);
 
-    // One that somebody makes meanwhile is kept too.
+    // A file that another program makes meanwhile is kept, too.
     let other = daemon.path("other.img");
     let sink = FileSink::create(&other, Existing::Keep).unwrap();
     fs::write(&other, "theirs").unwrap();

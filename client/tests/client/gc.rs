@@ -1,4 +1,4 @@
-//! Collecting garbage, and asking what takes space.
+//! Collecting garbage, and the usage of space.
 
 use varve_client::{Control, ErrorKind, GcAction, GcOptions, GcPhase};
 use varve_fake_daemon::{FakeDaemon, Manners};

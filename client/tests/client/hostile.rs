@@ -1,4 +1,4 @@
-//! Daemons that answer what they must not, or not at all.
+//! Daemons with invalid answers, or with none.
 
 use std::{os::unix::fs::FileExt, time::Duration};
 
@@ -253,7 +253,7 @@ async fn calls_that_are_not_answered_can_be_cancelled() {
     }
 }
 
-/// A place among the daemon's uploads would be taken until it expires.
+/// Otherwise it would keep a place among the daemon's uploads until it expires.
 #[tokio::test]
 async fn an_upload_that_is_cancelled_as_it_begins_is_aborted() {
     const SLOW: &[(&str, Duration)] = &[("BeginUpload", Duration::from_millis(300))];

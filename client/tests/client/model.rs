@@ -117,7 +117,7 @@ fn patched(file: &File, patch: &mut PatchSource, to: Range<u64>, at: u64, bytes:
     at + bytes.len() as u64
 }
 
-/// Compares what is read with the bytes.
+/// Compares the read content with the bytes.
 async fn check_reads(random: &mut Random, client: &Client, name: &str, plain: &[u8], seed: u64) {
     for _ in 0..4 {
         let start = random.place(plain.len() as u64);
@@ -139,7 +139,7 @@ async fn check_reads(random: &mut Random, client: &Client, name: &str, plain: &[
     }
 }
 
-/// Makes one volume's bytes those of another by what is read as changed, in a range.
+/// Turns one volume's bytes into those of another, by the changes read in a range.
 async fn check_changes(
     random: &mut Random,
     client: &Client,
@@ -172,7 +172,7 @@ async fn random_changes_are_read_as_they_were_made() {
         let daemon = FakeDaemon::start(Manners::default());
         let client = daemon.client().await;
         let mut old = Vec::new();
-        // A patch is a source without a base, too: all else is zeros.
+        // A patch is a source without a base, too: everything else is zeros.
         let first = change(&mut random, &mut old);
         client.upload("0").run(first).await.unwrap();
         let mut first_bytes = old.clone();

@@ -1,4 +1,4 @@
-//! Snapshots read in ranges, and as what has changed; uploads of changes.
+//! Reads of ranges and changes of snapshots; uploads of changes.
 
 use std::{
     fs::{self, File},
@@ -37,7 +37,7 @@ fn volume() -> Vec<u8> {
     plain
 }
 
-/// The same with changes of all kinds: data that differs, that is gone, that is new.
+/// The same with changes of all kinds: changed, removed and added data.
 fn changed() -> Vec<u8> {
     let mut plain = volume();
     noise(2, &mut plain[500_000..501_000]);
@@ -176,7 +176,7 @@ async fn what_has_changed_makes_the_old_content_the_new() {
     apply(&within, &mut made);
     assert!(made[450_000..500_500] == new[450_000..500_500]);
     assert!(made[500_500..] == old[500_500..]);
-    // And nothing has changed since itself.
+    // A snapshot has no changes since itself.
     let same = client
         .read_snapshot("new")
         .since("new")
@@ -274,7 +274,7 @@ async fn what_is_not_what_its_id_says_is_refused() {
 
     let manners = Manners {
         spoil_node: |mut node| {
-            // Not the root, whose failure is told before.
+            // Not the root, whose failure comes earlier.
             if !node.payload_bytes.is_empty() {
                 let mut bytes = node.encoded.to_vec();
                 *bytes.last_mut().unwrap() ^= 1;
@@ -288,7 +288,7 @@ async fn what_is_not_what_its_id_says_is_refused() {
     let client = upload(&daemon, "v", &volume()).await;
     let error = client.read_snapshot("v").range(0..100).to_vec().await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
-    // Nor is another snapshot's root taken, of which the record is another.
+    // A root that the record does not name is not taken, either.
     if let Some((snapshot, _)) = daemon.state().snapshots.get_mut("v") {
         snapshot.root = flipped(&snapshot.root);
     }
@@ -316,7 +316,7 @@ async fn other_calls_are_answered_while_a_read_is_held() {
     let daemon = FakeDaemon::start(Manners::default());
     let mut plain = vec![0; 8 * SEGMENT_BYTES];
     noise(1, &mut plain);
-    // The first extent comes long before what is fetched beside it.
+    // The first extent comes long before the readahead around it.
     plain[4096..SEGMENT_BYTES].fill(0);
     let client = upload(&daemon, "v", &plain).await;
     let mut reads = Vec::new();

@@ -1,4 +1,4 @@
-//! Looking after snapshots.
+//! Managing snapshots.
 
 use std::{collections::BTreeMap, fs};
 
@@ -125,7 +125,7 @@ async fn many_are_deleted_with_few_calls() {
     assert!(none.is_empty() && daemon.state().deletions == 3);
 }
 
-/// A daemon that answers nothing would be asked for ever.
+/// Without an end, a daemon that answers nothing would be asked for ever.
 #[tokio::test]
 async fn an_answer_without_outcomes_is_an_error() {
     let manners = Manners {
@@ -140,7 +140,7 @@ async fn an_answer_without_outcomes_is_an_error() {
     assert!(error.why().contains("0 outcomes for 1"), "{error}");
 }
 
-/// A reason is told once, and another one again.
+/// Each new reason is reported once.
 #[tokio::test]
 async fn whoever_waits_for_a_snapshot_is_told_why_it_is_tried_again() {
     let daemon = daemon_with_base().await;
@@ -206,7 +206,7 @@ async fn differences_and_violations_come_as_they_are_found() {
     assert_eq!(found, [4096]);
 }
 
-/// Whatever it is that is waited for.
+/// Cancels a wait, then begins a call with the cancelled token.
 #[tokio::test]
 async fn waiting_ends_when_it_is_cancelled() {
     let daemon = daemon_with_base().await;

@@ -165,7 +165,7 @@ pub trait Export: Send + Sync + 'static {
 pub enum Piece {
     /// Bytes.
     Data(Bytes),
-    /// A hole of so many bytes.
+    /// A hole of this many bytes.
     Zero(u32),
 }
 

@@ -43,7 +43,7 @@ pub const MAX_ORDINARY_BYTES: u32 = charge_bytes(1 << 20);
 pub const RESERVE_BYTES: u32 = own_bytes(16 << 10);
 /// Bytes that a request takes while it is carried out, beside its payload.
 const REQUEST_BYTES: u32 = 2 << 10;
-/// One part in so many of either lane is reserved for unix sockets.
+/// One part in this many of either lane is reserved for unix sockets.
 const UNIX_RESERVE_PART: u32 = 4;
 /// Number of connections in the queue for more memory that are examined whenever bytes are
 /// returned: the time for that must not grow with the length of the queue.
@@ -96,7 +96,7 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Additional time for each export in a listing: `qemu-nbd --list` asks for each one after that.
 pub const LISTED_EXPORT_TIME: Duration = Duration::from_millis(10);
-/// Listings add at most so many times the timeout.
+/// Listings add at most this many times the timeout.
 pub const LISTING_PART: u32 = 5;
 /// Time limit of a handshake including the time in the store. A call to the store that is under way
 /// is not interrupted.
@@ -110,7 +110,7 @@ pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that holds more than this has less time: half of it for twice as much, but a third at
 /// least.
 pub const STALL_BYTES: u32 = 1 << 20;
-/// In that time, it has to take or send one part in so many of the bytes that it held at the
+/// In that time, it has to take or send one part in this many of the bytes that it held at the
 /// beginning.
 pub const STALL_PART: u64 = 3;
 
@@ -126,7 +126,7 @@ pub const fn remote_bytes(lane_bytes: u32) -> u32 {
     lane_bytes - lane_bytes / UNIX_RESERVE_PART
 }
 
-/// The charge in bytes of a request for extents in so many contexts.
+/// The charge in bytes of a request for extents in this many contexts.
 #[must_use]
 pub const fn charge_extents(contexts: u32) -> u32 {
     charge_bytes(contexts.saturating_mul(MAX_EXTENTS * EXTENT_BYTES))

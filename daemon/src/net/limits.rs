@@ -23,7 +23,7 @@ pub const fn handshakes_max(places: usize) -> usize {
     }
 }
 
-/// One in so many places of a service is reserved for unix sockets.
+/// One place of a service in this many is reserved for unix sockets.
 const UNIX_RESERVE_PART: usize = 4;
 
 /// Places that TCP may take of `places`. A service with one place gives it to anyone.

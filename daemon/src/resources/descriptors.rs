@@ -3,7 +3,7 @@
 //!
 //! The store comes first: a refused connection can be retried, but a guest whose writes are refused
 //! has lost its disk. So the store's share is reserved at the start, and the rest bounds the number
-//! of connections: however many are open and idle, the store and its management find descriptors.
+//! of connections: the store and its management find descriptors beside any number of idle ones.
 //!
 //! | share | use |
 //! | --- | --- |

@@ -3,7 +3,7 @@
 //! Invariants:
 //!
 //! - The sum of all shares never exceeds the total.
-//! - A part is for peers on this machine only, whatever the network does.
+//! - A part is for peers on this machine only; peers of the network never get it.
 //! - Among waiting callers, the holder of the least comes first. If too many wait, the holder with
 //!   the most places in the queue loses one to a holder with fewer.
 //! - A holder without progress gives way when others wait, and not before: a slow peer does no harm
@@ -340,7 +340,7 @@ impl Hold {
         });
     }
 
-    /// Counts the holder as in pace, whatever was before.
+    /// Counts the holder as in pace from now on.
     pub(crate) fn is_alive(&self) {
         self.with(|held, _| held.moved = Instant::now());
     }

@@ -148,7 +148,7 @@ fn disks(text: &str) -> Result<Vec<Disk>, String> {
     Ok(disks)
 }
 
-/// An attribute, of whatever name space.
+/// An attribute, in any name space.
 fn attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
     let mut attributes = node.attributes();
     let found = attributes.find(|attribute| attribute.name() == name);

@@ -238,7 +238,7 @@ async fn estimate(
     }
 }
 
-/// Asks on the terminal if so many snapshots are to be deleted.
+/// Asks on the terminal whether to delete `count` snapshots.
 fn is_confirmed(count: usize) -> bool {
     let unseen = count.saturating_sub(SHOWN);
     if unseen > 0 {

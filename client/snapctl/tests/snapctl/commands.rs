@@ -25,7 +25,7 @@ pub(crate) fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end: exit code, standard output, standard error.
+/// Runs to the end. Returns exit code, standard output and standard error.
 pub(crate) fn run(daemon: &FakeDaemon, arguments: &[&str]) -> (i32, String, String) {
     finished(snapctl(daemon, arguments).output().unwrap())
 }
@@ -39,7 +39,7 @@ pub(crate) fn finished(output: Output) -> (i32, String, String) {
     )
 }
 
-/// Runs what has to succeed, without a word on standard error.
+/// Runs a command that must succeed and print nothing on standard error.
 pub(crate) fn succeed(daemon: &FakeDaemon, arguments: &[&str]) -> String {
     let (code, stdout, stderr) = run(daemon, arguments);
     assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
@@ -476,7 +476,7 @@ fn what_goes_wrong_with_a_temporary_file_is_said_of_that() {
     assert!(error.to_string().contains(&name), "{error}");
 }
 
-/// An endpoint that is none is minded only by what needs it.
+/// An invalid endpoint fails only commands that use it.
 #[test]
 fn a_wrong_endpoint_does_not_stop_what_needs_none() {
     let daemon = FakeDaemon::start(Manners::default());
@@ -565,7 +565,7 @@ fn a_connection_that_fails_says_what_to_do() {
             let mut stream = stream.unwrap();
             let mut asked = [0; 16];
             let _ = stream.read(&mut asked);
-            // To those who speak TLS something else, to others TLS.
+            // Answers TLS clients with another protocol, and other clients with TLS.
             let answer: &[u8] = match asked[0] {
                 0x16 => b"HTTP/1.1 400 Bad Request\r\n\r\n",
                 _ => b"\x15\x03\x03\0\x02\x02\x32",

@@ -39,12 +39,12 @@ fn whoever_waits_for_a_copy_is_told_why() {
     succeed(&daemon, &[&wait[..], &["--quiet"]].concat());
 }
 
-/// The exit code is of what failed, not of the copy.
+/// The exit code is that of the error, not of the copy.
 #[test]
 fn a_copy_that_fails_ends_as_what_failed_it_would() {
     let daemon = FakeDaemon::start(Manners::default());
     // Codes of gRPC: not found, data loss, resource exhausted, failed precondition, internal; and a
-    // daemon that does not say.
+    // daemon that sends none.
     let ends = [(5, 3), (15, 6), (8, 7), (9, 8), (13, 1), (0, 8)];
     for (code, expected) in ends {
         daemon.state().course = vec![v1::Copy {
@@ -82,7 +82,7 @@ fn an_interrupted_wait_says_that_the_copy_goes_on() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It waits when it has asked.
+    // snapctl waits once it has asked for the copy's state.
     while daemon
         .state()
         .copies

@@ -1,5 +1,5 @@
-//! Images that are cut off: they are refused, or what is missing does not matter. Never do they
-//! come out as zeros.
+//! Images that are cut off: they are refused, or the missing part does not matter. It never becomes
+//! zeros.
 
 use std::{
     fs::{self, File},
@@ -41,9 +41,9 @@ struct Case {
     format: &'static str,
     /// For `qemu-img convert`.
     options: &'static [&'static str],
-    /// Of the image's name.
+    /// Options in the image's name.
     extension: &'static str,
-    /// Other files that it is in.
+    /// Other files with the image's content.
     others: &'static [&'static str],
 }
 
@@ -109,8 +109,8 @@ const CASES: [Case; 20] = [
     case("parallels", &[], "hds"),
 ];
 
-/// Where a file of `len` bytes is cut: early, in the middle, within its last cluster, sector and
-/// byte.
+/// Lengths at which a file of `len` bytes is cut: early, in the middle, within its last cluster,
+/// sector and byte.
 fn cuts(len: u64) -> Vec<u64> {
     let mut cuts = vec![
         len / 3,
@@ -125,7 +125,7 @@ fn cuts(len: u64) -> Vec<u64> {
     cuts
 }
 
-/// Imports the image and gives the root, or what was said.
+/// Imports the image. Returns the root, or the error message.
 fn import(daemon: &FakeDaemon, image: &str, format: &str) -> Result<Vec<u8>, String> {
     daemon.state().snapshots.remove("image");
     let import = ["import", image, "--name", "image", "--format", format];
@@ -137,7 +137,7 @@ fn import(daemon: &FakeDaemon, image: &str, format: &str) -> Result<Vec<u8>, Str
     Ok(daemon.state().snapshots["image"].0.root.to_vec())
 }
 
-/// Cuts the file everywhere, and looks at what becomes of the import of `image`.
+/// Cuts the file at all these lengths, and checks the import of `image` each time.
 fn cut(daemon: &FakeDaemon, file: &Path, image: &str, format: &str, root: &[u8], about: &str) {
     let whole = fs::read(file).unwrap();
     for cut in cuts(whole.len() as u64) {
@@ -182,7 +182,7 @@ fn images_of_every_kind_are_read_whole_or_refused() {
         let about = format!("{format} {options:?}");
         let choice = match (format, others) {
             (format, [_, ..]) => format,
-            // Also by its other name.
+            // Also under its other name.
             ("vpc", _) => "vpc",
             _ => "auto",
         };
@@ -196,7 +196,7 @@ fn images_of_every_kind_are_read_whole_or_refused() {
             let path = daemon.path(file);
             let which = format!("{file} of {about}");
             cut(&daemon, &path, &image, choice, &root, &which);
-            // The rest is not taken for a raw disk either.
+            // The rest is not taken for a raw disk, either.
             if others.is_empty() {
                 cut(&daemon, &path, &image, "auto", &root, &which);
             }
@@ -238,7 +238,7 @@ fn files_behind_an_image_are_looked_at_too() {
         fs::remove_file(daemon.path(&top)).unwrap();
         fs::remove_file(daemon.path(base)).unwrap();
     }
-    // Of a raw one only that it does not end within a sector is known.
+    // A raw image shows only that it does not end within a sector.
     let create = [
         "create",
         "-q",

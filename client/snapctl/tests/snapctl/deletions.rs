@@ -1,4 +1,4 @@
-//! `snapctl snapshot delete`: by name and by filter, and what it says of each snapshot.
+//! `snapctl snapshot delete`: by name and by filter, and its report on each snapshot.
 
 use std::{
     io::Write as _,
@@ -95,7 +95,7 @@ fn filters_alone_need_a_yes() {
         stderr.contains("--dry-run") && stderr.contains("--yes"),
         "{stderr}"
     );
-    // It is said before the daemon is asked for anything.
+    // The refusal comes before any call to the daemon.
     let nowhere = [&filter[..], &["--endpoint", "unix:/nowhere", "-o", "json"]].concat();
     let (code, _, stderr) = run(&daemon, &nowhere);
     assert_eq!(
@@ -111,7 +111,7 @@ fn filters_alone_need_a_yes() {
     assert_eq!(names(&daemon), ["a", "b"]);
 }
 
-/// On a terminal, which `script` makes.
+/// Runs on a terminal, which `script` makes.
 #[test]
 fn on_a_terminal_it_asks() {
     let daemon = daemon_with(&["a", "b"]);
@@ -148,7 +148,7 @@ fn on_a_terminal_it_asks() {
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("deleted b (snap-b)"), "{said}");
     assert!(names(&daemon).is_empty());
-    // There is nothing to ask.
+    // Without snapshots there is no question.
     let (code, said, _) = ask("");
     assert_eq!(code, 0, "{said}");
     assert!(

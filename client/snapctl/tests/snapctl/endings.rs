@@ -1,4 +1,4 @@
-//! How commands end before their time: signals, and daemons that say nothing.
+//! Early ends of commands: signals, and silent daemons.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 const SIGNALS: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT];
 
-/// Waits for the end of a program; kills it, and fails, if it does not come.
+/// Waits for the end of a program. Kills it and fails if it does not end.
 fn end(mut child: Child, what: &str) -> (Option<i32>, String) {
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -54,7 +54,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-/// A daemon that accepts connections and says nothing.
+/// A daemon that accepts connections and stays silent.
 struct Mute {
     connected: Arc<std::sync::Mutex<usize>>,
     dir: tempfile::TempDir,
@@ -201,7 +201,7 @@ fn a_hangup_that_is_ignored_stays_ignored() {
 const HUP: u64 = 0b1;
 const QUIT_AND_INT: u64 = 0b110;
 
-/// A set of signals, as the system tells it of a process.
+/// A set of signals of a process, as the system shows it.
 fn signals(child: &Child, set: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let found = status.lines().find_map(|line| line.strip_prefix(set))?;
@@ -257,7 +257,7 @@ fn an_import_from_a_pipe_that_gives_nothing_can_be_interrupted() {
     }
 }
 
-/// A `qemu-img` that says where it is, and then works for ever.
+/// A `qemu-img` that writes its process id, and then runs for ever.
 fn busy_qemu_img(dir: &Path) -> std::path::PathBuf {
     let bin = dir.join("bin");
     fs::create_dir(&bin).unwrap();
@@ -325,7 +325,7 @@ fn files(daemon: &FakeDaemon) -> Vec<String> {
     names
 }
 
-/// However it ends, an export to a file leaves nothing.
+/// An export to a file leaves nothing, however it ends.
 #[test]
 fn a_killed_export_leaves_nothing() {
     let daemon = FakeDaemon::start(Manners::default());

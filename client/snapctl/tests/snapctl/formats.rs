@@ -56,7 +56,7 @@ fn other_formats_go_through_qemu_img() {
         (0, String::new(), String::new())
     );
     assert_eq!(root("pipe"), root("raw"));
-    // One that was cut off is not taken for one that ends in zeros.
+    // A truncated image is not taken for one that ends in zeros.
     fs::write(daemon.path("cut.qcow2"), &image[..image.len() / 2]).unwrap();
     let (code, _, stderr) = run(&daemon, &["import", "cut.qcow2", "--name", "cut"]);
     assert_eq!(code, 1, "{stderr}");
@@ -64,7 +64,7 @@ fn other_formats_go_through_qemu_img() {
         stderr.contains("snapctl: read cut.qcow2: it is truncated"),
         "{stderr}"
     );
-    // An image that is only taken for qcow2 does not get at other files.
+    // An image whose format was guessed as qcow2 cannot read other files.
     qemu_img(&[
         "create",
         "-q",

@@ -1,4 +1,4 @@
-//! Collections, and what takes space, as people and programs see them.
+//! Collections and usage, for people and for programs.
 
 use serde_json::json;
 use varve_fake_daemon::{FakeDaemon, Manners};
@@ -92,7 +92,7 @@ fn what_snapshots_and_volumes_take_is_listed() {
     assert_eq!(usage["snapshots"][0]["exclusive_bytes"], 1 << 20);
     assert_eq!(usage["volumes"][0]["shared_bytes"], 2 << 20);
     assert_eq!(usage["volumes"][1]["name"], "web");
-    // A name of both is both, unless it says which.
+    // A name of a snapshot and a volume means both, unless it has a prefix.
     let both = succeed(&daemon, &["du", "web", "--exclusive"]);
     assert_eq!(both.lines().count(), 3, "{both}");
     assert!(

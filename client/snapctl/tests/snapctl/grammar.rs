@@ -1,4 +1,4 @@
-//! How `snapctl` is spelt, and how wide it writes.
+//! The spelling of `snapctl`, and the width of its output.
 
 use varve_fake_daemon::{FakeDaemon, Manners};
 
@@ -56,7 +56,7 @@ fn help_begins_with_what_a_command_has_of_its_own() {
         own < global && global < help.find("--endpoint").unwrap(),
         "{help}"
     );
-    // The short one leaves out what is rarely asked for.
+    // The short help leaves out rarely used options.
     let short = succeed(&daemon, &["snapshot", "list", "-h"]);
     assert!(
         !short.contains("--tls-key") && short.len() < help.len(),

@@ -1,5 +1,4 @@
-//! Images that come packed, in an OVA, through a pipe, or in files that are not what they look
-//! like.
+//! Images in packed files, in an OVA, through a pipe, or in files that are not what they look like.
 
 use std::{
     fs::{self, File},
@@ -26,7 +25,7 @@ fn root(daemon: &FakeDaemon, name: &str) -> Vec<u8> {
     daemon.state().snapshots[name].0.root.to_vec()
 }
 
-/// Imports what must be taken, and compares it with the disk.
+/// Imports a file that must be accepted, and compares the snapshot with the disk.
 fn imports(daemon: &FakeDaemon, arguments: &[&str]) {
     daemon.state().snapshots.remove("it");
     let mut all = vec!["import"];
@@ -37,7 +36,7 @@ fn imports(daemon: &FakeDaemon, arguments: &[&str]) {
     assert_eq!(root(daemon, "it"), root(daemon, "raw"), "{arguments:?}");
 }
 
-/// Imports what must be refused, and says so.
+/// Imports a file that must be refused with these words.
 fn refused(daemon: &FakeDaemon, arguments: &[&str], message: &str) {
     let mut all = vec!["import"];
     all.extend(arguments);
@@ -78,7 +77,7 @@ fn packed_disks_and_images_are_unpacked() {
             let packed = format!("{file}.{extension}");
             tool(&daemon, program, &["-k", "-1", file]);
             imports(&daemon, &[&packed]);
-            // By whatever name.
+            // Under any name.
             fs::rename(daemon.path(&packed), daemon.path("backup")).unwrap();
             imports(&daemon, &["backup"]);
             // Cut off, it is refused.
@@ -103,7 +102,7 @@ fn packed_disks_and_images_are_unpacked() {
         let (code, _, stderr) = finished(output.unwrap());
         assert_eq!(code, 0, "{stderr}");
         assert_eq!(root(&daemon, "pipe"), root(&daemon, "raw"));
-        // Packed twice, it is nobody's disk.
+        // A file that is packed twice is not accepted as a disk.
         tool(&daemon, "gzip", &["-k", "-f", packed.to_str().unwrap()]);
         let twice = format!("disk.qcow2.{extension}.gz");
         refused(&daemon, &[&twice], "packed more than once");
@@ -216,7 +215,7 @@ fn what_is_not_read_is_not_taken_for_a_disk() {
             &["import", "it", "--name", "it", "--format", "raw"],
         );
     }
-    // A name says something too.
+    // The name of a file counts, too.
     for name in ["it.vhd", "it.qcow2", "it.vmdk", "it.vdi.gz"] {
         file("it", b"");
         match name.strip_suffix(".gz") {
@@ -228,7 +227,7 @@ fn what_is_not_read_is_not_taken_for_a_disk() {
         }
         refused(&daemon, &[name], "but its content is not");
     }
-    // Disks that begin with something known.
+    // Disks that begin like other formats.
     for head in [&b"LUKS\xba\xbe\0\x02"[..], b"XFSB", b"\xeb\x63\x90"] {
         file("it", head);
         daemon.state().snapshots.remove("it");

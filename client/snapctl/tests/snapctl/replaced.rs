@@ -40,12 +40,12 @@ fn a_link_stays_and_the_file_that_it_leads_to_is_replaced() {
         }
         assert!(fs::metadata(&target).unwrap().len() > 1000, "{way:?}");
     }
-    // One that leads nowhere is made there, by force or not.
+    // A link to a missing file: the file is made there, with or without `--force`.
     fs::remove_file(&target).unwrap();
     succeed(&daemon, &["export", "a", "out"]);
     assert!(fs::read(&target).unwrap() == plain);
     assert_eq!(run(&daemon, &["export", "a", "out"]).0, 4);
-    // A circle is found out before anything is asked for.
+    // A circle of links is found before any call to the daemon.
     symlink("circle", daemon.path("circle")).unwrap();
     let (code, _, stderr) = run(&daemon, &["export", "none", "circle", "--force"]);
     assert_eq!(code, 1, "{stderr}");
@@ -65,7 +65,7 @@ fn who_makes_a_link_where_everybody_may_does_not_say_where_the_file_goes() {
     fs::create_dir(&shared).unwrap();
     symlink("../target", shared.join("out")).unwrap();
     let export = ["export", "a", "shared/out"];
-    // The sticky bit is what such directories have, and who owns the directory is trusted.
+    // Such directories have the sticky bit, and their owner is trusted.
     for (mode, link, directory, is_followed) in [
         (0o1777, 12345, 0, false),
         (0o1777, 0, 0, true),
@@ -104,7 +104,7 @@ fn a_file_that_is_replaced_keeps_its_mode() {
             assert!(found.len() > 1000, "{way:?}");
         }
     }
-    // A new one is as any new file.
+    // A new file has the mode of any new file.
     fs::remove_file(&out).unwrap();
     fs::write(daemon.path("new"), "").unwrap();
     succeed(&daemon, &["export", "a", "out"]);
@@ -120,8 +120,8 @@ fn access_list() -> Vec<u8> {
         (1_u16, 6_u16, NOBODY),
         (2, 4, 12345),
         (4, 0, NOBODY),
-        // The most that those may who are neither the owner nor others; the mode shows it in place
-        // of the group.
+        // The most that entries other than the owner and the others may do; the mode shows it in
+        // place of the group.
         (0x10, 4, NOBODY),
         (0x20, 0, NOBODY),
     ] {
@@ -142,7 +142,7 @@ fn a_file_that_is_replaced_keeps_who_else_may_read_it() {
     for way in WAYS {
         let old = File::create(&out).unwrap();
         if fsetxattr(&old, NAME, &access_list(), XattrFlags::empty()).is_err() {
-            // The file system knows of no such lists.
+            // The file system has no access lists.
             return;
         }
         assert_eq!(run(&daemon, way).0, 0, "{way:?}");
@@ -265,7 +265,7 @@ fn what_takes_the_place_of_a_file_meanwhile_is_left_alone() {
     assert!(error.to_string().contains("took its place"), "{error}");
     assert!(path.is_symlink());
 
-    // The directory is the one that it was, whatever is called so now.
+    // The file goes to the original directory, not to another one that has its name now.
     let one = dir.path().join("one");
     fs::create_dir(&one).unwrap();
     let new = NewFile::create(one.join("out"), Existing::Keep).unwrap();

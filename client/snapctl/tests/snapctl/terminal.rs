@@ -85,12 +85,12 @@ fn text_of_a_daemon_does_nothing_to_the_terminal() {
             );
         }
     }
-    // Errors repeat what was asked for.
+    // Errors repeat the requested name.
     let missing = "no\u{1b}[2J\nforged";
     let (code, _, stderr) = run(&daemon, &["snapshot", "show", missing]);
     assert_eq!((code, stderr.lines().count()), (3, 1), "{stderr:?}");
     assert!(!stderr.contains('\u{1b}'), "{stderr:?}");
-    // An error as JSON is JSON and nothing else.
+    // An error as JSON has nothing around it.
     let (_, _, stderr) = run(&daemon, &["snapshot", "show", missing, "--output", "json"]);
     assert!(!stderr.contains('\u{1b}'), "{stderr:?}");
     assert_eq!(parse(&stderr)["error"]["kind"], "not_found", "{stderr}");

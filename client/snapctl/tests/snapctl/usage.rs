@@ -1,4 +1,4 @@
-//! How `snapctl` answers what cannot be done as it was asked.
+//! The answers of `snapctl` to impossible requests.
 
 use std::{
     fs,
@@ -45,7 +45,7 @@ fn mistakes_of_usage_end_with_2() {
         assert_eq!((code, stdout.as_str()), (2, ""), "{command}: {stderr}");
         assert!(stderr.contains(says), "{command}: {stderr}");
     }
-    // A file that is not there, or is no disk, is no mistake of the command line.
+    // A missing file, or one that is no disk, is no mistake of the command line.
     for command in [
         "import nope.img --name a",
         "import . --name a",
@@ -81,7 +81,7 @@ fn with_json_standard_error_holds_one_error_or_nothing() {
         message.starts_with("read cut.img.gz: it is cut off: "),
         "{message}"
     );
-    // People are told what is done.
+    // People see a report of the change.
     let (_, _, stderr) = run(&daemon, &import[..4]);
     assert!(
         stderr.starts_with("snapctl: unpacking cut.img.gz"),
@@ -154,7 +154,7 @@ fn names_may_have_their_kind_in_front() {
     ] {
         succeed(&daemon, &command.split(' ').collect::<Vec<_>>());
     }
-    // Whatever a snapshot is called itself comes first.
+    // A snapshot whose own name has the prefix comes first.
     for name in ["snapshot/own", "snapshot/snapshot/own"] {
         let shown = succeed(&daemon, &["snapshot", "show", name]);
         assert!(shown.starts_with("Name     snapshot/own\n"), "{shown}");

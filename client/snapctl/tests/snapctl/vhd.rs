@@ -1,5 +1,5 @@
-//! VHDs as other programs than QEMU make them: their size is not their geometry, and some are only
-//! what has changed since another one.
+//! VHDs as programs other than QEMU make them: their size differs from their geometry, and some
+//! have only the changes since another one.
 
 use std::{fs, process::Command};
 
@@ -47,7 +47,7 @@ fn edit(image: &mut [u8], change: impl Fn(&mut [u8])) {
     }
 }
 
-/// Imports the image, and gives the root or what was said.
+/// Imports the image. Returns the root, or the error message.
 fn import(daemon: &FakeDaemon, image: &[u8], format: &str) -> Result<Vec<u8>, String> {
     fs::write(daemon.path("it.vhd"), image).unwrap();
     daemon.state().snapshots.remove("it");
@@ -72,7 +72,7 @@ fn a_vhd_is_as_large_as_it_says_whatever_its_geometry_is() {
             let mut image = made.clone();
             edit(&mut image, |footer| {
                 footer[28..32].copy_from_slice(creator);
-                // 150 cylinders, 4 heads, 17 sectors: 40 sectors less than there are.
+                // 150 cylinders, 4 heads, 17 sectors: 40 sectors less than the disk has.
                 footer[56..60].copy_from_slice(&[0, 150, 4, 17]);
             });
             let found = import(&daemon, &image, "auto");

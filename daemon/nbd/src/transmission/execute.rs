@@ -352,7 +352,7 @@ async fn changes<E: Export>(
 /// At most `limit` extents of the range from its start on, neighbours with equal status merged.
 ///
 /// The range is looked up in windows, so that neither a fragmented export nor a long range makes
-/// this hold more than one window's extents, and no more than so many windows.
+/// this hold more than one window's extents. The number of windows is limited.
 async fn merged<F>(
     offset: u64,
     length_bytes: u64,

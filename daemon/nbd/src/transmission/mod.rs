@@ -347,7 +347,7 @@ where
         Ok(true)
     }
 
-    /// Charges a request with a payload, either way, of so many bytes.
+    /// Charges a request for a payload of this many bytes, sent or returned.
     fn poll_charge(&mut self, payload_bytes: u32, cx: &mut Context<'_>) -> Poll<Charge> {
         let (bytes, own_bytes) = (charge_bytes(payload_bytes), own_bytes(payload_bytes));
         self.account.poll_charge(bytes, own_bytes, cx)

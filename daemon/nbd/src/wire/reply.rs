@@ -51,7 +51,7 @@ pub enum ChunkKind {
     ErrorOffset = 1 << 15 | 2,
 }
 
-/// "Error values": fixed by the protocol, whatever errno says here.
+/// "Error values": fixed by the protocol, independent of errno on this system.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum ErrorCode {

@@ -127,7 +127,7 @@ pub struct StatusQuery {
 }
 
 impl StatusQuery {
-    /// Length of the payload of a query for so many contexts, in bytes.
+    /// Length of the payload of a query for this many contexts, in bytes.
     #[must_use]
     pub const fn payload_bytes(contexts: usize) -> usize {
         8 + 4 * contexts

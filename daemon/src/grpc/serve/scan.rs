@@ -18,7 +18,7 @@ pub(super) enum ScanError {
 /// The fields of a message, counted while its bytes pass by.
 #[derive(Debug)]
 pub(super) struct Scan {
-    /// Fields that are messages whose fields count, from the outermost one on.
+    /// Nested messages whose fields count: their numbers, from the outermost one on.
     into: &'static [u32],
     /// Ends of the open messages, from the outermost one on.
     ends: Vec<u64>,
@@ -67,7 +67,7 @@ impl Scan {
         }
     }
 
-    /// Fields so far.
+    /// Number of fields so far.
     pub(super) const fn fields(&self) -> u64 {
         self.fields
     }
@@ -82,7 +82,7 @@ impl Scan {
                 self.skip(left - here as u64);
                 continue;
             }
-            // A field that is not whole where its message ends.
+            // A field is incomplete at the end of its message.
             self.check(1)?;
             self.at += 1;
             self.step(*byte)?;
@@ -91,7 +91,7 @@ impl Scan {
         Ok(())
     }
 
-    /// The message has ended.
+    /// Ends the message.
     pub(super) fn end(&self) -> Result<(), ScanError> {
         let is_between = matches!(self.state, State::Key(Number { shift: 0, .. }));
         if is_between && self.ends.len() == 1 {
@@ -117,7 +117,7 @@ impl Scan {
                             number: Number::default(),
                         };
                     }
-                    // The beginning and the end of a group: what is between them are fields.
+                    // Marks of a group: the fields between them count.
                     3 | 4 => self.skip(0),
                     5 => self.leave_out(4)?,
                     other => return Err(ScanError::WireType(other)),
@@ -146,7 +146,7 @@ impl Scan {
         Ok(())
     }
 
-    /// Checks that so many more bytes belong to the message.
+    /// Checks that the message has this many more bytes.
     fn check(&self, bytes: u64) -> Result<(), ScanError> {
         let end = self.ends.last().copied().unwrap_or(self.at);
         match self.at.checked_add(bytes) {
@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// The fields of a message that comes in pieces of so many bytes.
+    /// Counts the fields of a message that arrives in pieces of this length.
     fn fields(message: &[u8], piece: usize, into: &'static [u32]) -> Result<u64, ScanError> {
         let mut scan = Scan::new(message.len() as u64, into);
         for piece in message.chunks(piece) {
@@ -233,7 +233,7 @@ mod tests {
             (&[0x80; 11], ScanError::LongNumber),
             (&[0x08], ScanError::PastEnd),
             (&[0x0d, 1, 2], ScanError::PastEnd),
-            // A field of the inner message goes past its end, and one is not whole.
+            // A field of the inner message exceeds it, and a field is incomplete.
             (&[0x12, 2, 0x0a, 5, 1, 1, 1, 1, 1], ScanError::PastEnd),
             (&[0x12, 1, 0x08, 1], ScanError::PastEnd),
             (
@@ -250,7 +250,7 @@ mod tests {
     }
 
     proptest! {
-        /// It refuses nothing that can be decoded, however it comes.
+        /// The scan accepts everything that can be decoded, in pieces of any length.
         #[test]
         fn what_can_be_decoded_passes(
             entries in prop::collection::vec(0_usize..20, 0..20),

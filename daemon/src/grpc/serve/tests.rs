@@ -64,7 +64,7 @@ impl tonic::codegen::Service<Request<Body>> for Echo {
     }
 }
 
-/// One message, and that all is well.
+/// A message, and an OK status.
 struct Whole {
     bytes: Option<Bytes>,
     ended: bool,
@@ -124,7 +124,7 @@ impl Scene {
         peers
     }
 
-    /// A peer that takes so much of an answer.
+    /// A peer with this window for an answer.
     async fn peer(&self, window: u32) -> SendRequest<Bytes> {
         let mut builder = client::Builder::new();
         builder.initial_window_size(window);
@@ -158,7 +158,7 @@ async fn begin_at(peer: &SendRequest<Bytes>, path: &str, headers: &[(&str, &str)
 }
 
 impl Call {
-    /// Sends bytes as they are taken.
+    /// Sends bytes as the daemon takes them.
     async fn send(&mut self, mut bytes: Bytes, end: bool) -> Option<()> {
         loop {
             self.body.reserve_capacity(bytes.len());
@@ -204,7 +204,7 @@ impl Call {
 
 fn message(bytes: usize) -> Bytes {
     let length = u32::try_from(bytes).unwrap().to_be_bytes();
-    // One field that takes all of it.
+    // One field that takes the whole message.
     let mut message = vec![0x0a];
     let mut left = bytes.saturating_sub(5);
     for _ in 0..3 {
@@ -300,7 +300,7 @@ async fn requests_that_do_not_arrive_are_given_up() {
     assert_eq!(asked.end().await.1, DEADLINE);
     assert_eq!(since.elapsed().as_secs(), 1);
 
-    // One that gets slower and slower.
+    // A peer that gets slower and slower.
     let mut slow = begin(&peer, "PutLeaves", &[]).await;
     let since = Instant::now();
     slow.send(message(4 << 20).slice(..1 << 20), false)
@@ -332,7 +332,7 @@ async fn requests_hold_what_is_allowed_and_give_way_to_others() {
     let held = scene.serving.0.requests.held();
     let remote = limits::REQUEST_BYTES - limits::REQUEST_BYTES_LOCAL;
     assert!(held > 0 && held <= remote, "{held}");
-    // A small one, at once, and a large one after a while.
+    // A small message passes at once, a large one after a while.
     let peer = scene.peer(65_535).await;
     let since = Instant::now();
     let mut small = begin(&peer, "PutLeaves", &[]).await;
@@ -351,7 +351,7 @@ async fn requests_hold_what_is_allowed_and_give_way_to_others() {
     assert!(held <= remote, "{held}");
 }
 
-/// The room of the first would be somebody else's, while what it was for is still there.
+/// The room of the first message would go to another call while the message is still in memory.
 #[tokio::test(start_paused = true)]
 async fn a_method_that_takes_one_message_gets_no_second() {
     let scene = Scene::new();
@@ -368,7 +368,7 @@ async fn a_method_that_takes_one_message_gets_no_second() {
         assert!(text.contains("takes one message"), "{text}");
         assert_eq!(scene.serving.0.requests.held(), 0);
     }
-    // A stream gets as many as it likes.
+    // A stream may have any number of messages.
     let mut call = begin(&peer, "PutChunks", &[]).await;
     for bytes in [6, 100_000, 6] {
         call.send(message(bytes), false).await.unwrap();
@@ -405,7 +405,7 @@ async fn a_request_that_gets_no_room_is_told_so() {
     assert_eq!(waited, 5 + limits::BUSY_WITHIN.as_secs());
 }
 
-/// A stream is not ended while it goes on at a pace that will do, however long its messages are.
+/// A stream that keeps a sufficient pace is not ended, even if its messages are long.
 #[tokio::test(start_paused = true)]
 async fn the_place_of_a_stream_moves_as_its_message_arrives() {
     for (bytes_a_second, gives_way) in [(40_000, false), (20_000, true)] {
@@ -428,7 +428,7 @@ async fn the_place_of_a_stream_moves_as_its_message_arrives() {
             let mut message = message(2 << 20);
             while !message.is_empty() {
                 let part = message.split_to(bytes_a_second.min(message.len()));
-                // One that takes too long is ended.
+                // A stream that is too slow is ended.
                 if call.send(part, false).await.is_none() {
                     break;
                 }
@@ -469,7 +469,7 @@ async fn who_has_not_said_what_is_asked_for_holds_no_room_for_an_answer() {
         since.elapsed()
     );
     assert_eq!(scene.serving.0.answers.held(), 0);
-    // They are given up like others.
+    // They are given up like other calls.
     for call in silent {
         assert_eq!(call.end().await.1, DEADLINE);
     }
@@ -482,7 +482,7 @@ async fn answers_that_nobody_takes_are_ended() {
         let mut call = begin(&peer, "PutLeaves", &[("bytes", "3145728")]).await;
         call.send(message(6), true).await.unwrap();
         let response = call.answer.await.unwrap();
-        // Nothing is taken, and still it is told why it ends.
+        // The peer takes nothing, but still gets the reason for the end.
         let mut body = response.into_body();
         while let Some(Ok(_)) = body.data().await {}
         let trailers = body.trailers().await.unwrap().unwrap();
@@ -497,7 +497,7 @@ async fn answers_that_nobody_takes_are_ended() {
     }
 }
 
-/// Also of methods whose answers are short, as a rule: a snapshot with all its tags takes 76 KB.
+/// Also answers that are usually short: a snapshot with all its tags takes 76 KB.
 #[tokio::test(start_paused = true)]
 async fn answers_of_any_method_have_room_or_are_refused() {
     let scene = Scene::new();
@@ -549,7 +549,7 @@ async fn calls_are_bounded_and_each_connection_has_one() {
     assert_eq!(call.end().await.1, OK);
 }
 
-/// It is about to be closed, and the caller must know if the call was processed.
+/// The connection is about to be closed, and the caller must know whether the call was processed.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_has_lost_its_seat_does_nothing_more() {
     let scene = Scene::new();
@@ -592,7 +592,7 @@ async fn windows_get_smaller_and_come_back() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_has_gone_without_a_word_is_noticed() {
     let scene = Scene::new();
-    // It says hello, and then nothing, and the socket stays.
+    // The peer sends the preface, then nothing, and keeps the socket open.
     let mut socket = scene.socket(false);
     let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     tokio::io::AsyncWriteExt::write_all(&mut socket, hello)
@@ -605,7 +605,7 @@ async fn a_peer_that_has_gone_without_a_word_is_noticed() {
         .unwrap();
     let most = 2 * limits::KEEPALIVE_INTERVAL + limits::KEEPALIVE_TIMEOUT;
     assert!(since.elapsed() <= most, "{:?}", since.elapsed());
-    // One that does not even say hello.
+    // A peer that does not even send the preface.
     let mut socket = scene.socket(false);
     let since = Instant::now();
     tokio::io::AsyncReadExt::read_to_end(&mut socket, &mut said)

@@ -1,5 +1,4 @@
-//! Uploads that are wrong in some way: each is refused with its reason, and nothing of it becomes
-//! visible.
+//! Invalid uploads: each is refused with its reason, and nothing of it becomes visible.
 
 use tonic::Code;
 use varve_content::chunker::MAX_CHUNK_BLOCKS;
@@ -93,15 +92,14 @@ async fn chunks_that_are_not_what_they_are_said_to_be() {
         .put_chunks(&upload, vec![chunk(ChunkId::of(&zero), zero)])
         .await;
     refused(zero, Code::InvalidArgument, "not cut as chunker version");
-    // Some cut falls inside: no chunk of noise is this long by the chunker's own choice, unless by
-    // rare chance.
+    // Some cut is inside: the chunker hardly ever makes a chunk of noise as long as this.
     let long = noise(3, MAX_CHUNK_BLOCKS as usize * BLOCK_BYTES);
     let long = daemon
         .put_chunks(&upload, vec![chunk(ChunkId::of(&long), long)])
         .await;
     refused(long, Code::InvalidArgument, "not cut as chunker version");
 
-    // None of that is fatal to the upload.
+    // None of these errors ends the upload.
     assert_eq!(
         daemon.put_chunks(&upload, vec![good]).await.unwrap().chunks,
         1
@@ -138,7 +136,7 @@ async fn leaves_that_cannot_be() {
         Code::InvalidArgument,
         &id.to_string(),
     );
-    // A chunk that ends only because a hole follows has to be followed by one.
+    // A hole must follow a chunk that ends only because of one.
     refused(
         put(0, &[entry(0, 1, id), entry(1, 1, id)]).await,
         Code::InvalidArgument,
@@ -381,7 +379,7 @@ async fn streams_that_name_no_upload_or_another() {
         .put_chunks(futures::stream::iter(messages))
         .await;
     refused(mixed, Code::InvalidArgument, "upload_id");
-    // A stream of no messages says nothing wrong.
+    // A stream without messages is valid.
     assert_eq!(
         daemon.put_chunks("up-0", Vec::new()).await.unwrap().chunks,
         0

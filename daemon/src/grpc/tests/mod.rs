@@ -98,7 +98,7 @@ impl Daemon {
             .upload_id)
     }
 
-    /// Uploads a volume as a client would; how many bytes were new is in the answer.
+    /// Uploads a volume as a client does. The answer has the number of new bytes.
     async fn upload(&self, name: &str, volume: &[u8]) -> v1::Snapshot {
         let cut = Cut::of(volume);
         let upload_id = self.begin(name, volume.len() as u64).await.unwrap();
@@ -192,7 +192,7 @@ impl Daemon {
 
 /// A volume as a client cuts it.
 struct Cut {
-    /// Distinct, plain.
+    /// Distinct chunks, plain.
     chunks: Vec<v1::Chunk>,
     leaves: Vec<v1::Leaf>,
     root: RootId,

@@ -1,4 +1,4 @@
-//! Snapshots as records: listed, tagged, deleted, told apart, verified.
+//! Snapshots as records: listed, tagged, deleted, compared, verified.
 
 use futures::TryStreamExt;
 use tonic::Code;

@@ -232,7 +232,7 @@ async fn connections_that_say_nothing_do_not_hold_up_the_stop() {
         let socket = daemon.dir.path().join("grpc.sock");
         let mut socket = tokio::net::UnixStream::connect(socket).await.unwrap();
         if number % 2 == 0 {
-            // A client of HTTP/2 with nothing to set, which answers nothing.
+            // An HTTP/2 client that sends empty settings and answers nothing.
             let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
             socket
                 .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -242,7 +242,7 @@ async fn connections_that_say_nothing_do_not_hold_up_the_stop() {
         }
         silent.push(socket);
     }
-    // Served, so that the others were accepted before.
+    // This call is served, so the other connections were accepted before.
     assert!(daemon.names().await.is_empty());
     let started = std::time::Instant::now();
     daemon.stop().await;

@@ -11,7 +11,7 @@ use varve_proto::v1::{
 use super::*;
 use crate::limits;
 
-/// A volume put together from a download, every chunk checked, and its snapshot.
+/// Reassembles a volume from a download and checks every chunk. Returns it with its snapshot.
 async fn download(daemon: &Daemon, snapshot: &str, plain: bool) -> (v1::Snapshot, Vec<u8>) {
     let request = v1::DownloadRequest {
         snapshot: snapshot.to_owned(),
@@ -128,7 +128,7 @@ async fn what_goes_in_comes_out() {
         assert!(bytes == volume, "download of {key}, plain: {plain}");
     }
 
-    // Nothing of the same content is asked for again.
+    // Another upload of the same content misses nothing.
     let cut = Cut::of(&volume);
     let again = daemon.begin("web-2", volume.len() as u64).await.unwrap();
     assert!(daemon.find_missing(&again, &cut.chunks).await.is_empty());
@@ -321,7 +321,7 @@ async fn a_hold_outlives_its_snapshot_and_ends_with_the_daemon() {
         snapshot: "web".to_owned(),
     };
     daemon.snapshots().delete_snapshot(request).await.unwrap();
-    // A place that is given back is free a moment later.
+    // A returned place is free a moment later.
     let gone = loop {
         match holding().await.unwrap_err() {
             busy if busy.code() == Code::ResourceExhausted => tokio::task::yield_now().await,

@@ -204,7 +204,7 @@ async fn volumes_are_listed_in_pages_and_by_their_tags() {
         list(by_tag).await.unwrap(),
         ("b-2".to_owned(), String::new())
     );
-    // A token is of one listing only.
+    // A token is valid for one listing only.
     let other = v1::ListSnapshotsRequest {
         page_token: token,
         name_prefix: "b-".to_owned(),

@@ -114,7 +114,7 @@ async fn what_one_client_writes_another_reads() {
     let mut writer = test.connect_to("volume/a").await;
     let success = |cookie| Received::Simple { error: 0, cookie };
     let mut offset = 0;
-    // More than the socket holds, in payloads of all kinds of lengths.
+    // More bytes than the socket holds, in payloads of many lengths.
     for (cookie, length) in [(1, 4096), (2, 100), (3, 1 << 20), (4, 70_000), (5, 2 << 20)] {
         let payload = vec![cookie; length];
         let cookie = u64::from(cookie);
@@ -138,7 +138,7 @@ async fn idle_connections_stay_and_work() {
         ..ServerOptions::default()
     });
     let mut idle = Vec::new();
-    // Some in either phase. The number is bounded by open files, two for each.
+    // Some clients in either phase. Open files bound the number: each client takes two.
     for _ in 0..150 {
         idle.push(test.connect_to_export().await);
         let mut client = test.connect().await;
@@ -171,7 +171,7 @@ async fn connections_over_the_limit_are_told_so() {
     read_a_byte(&mut first).await;
     drop(second);
     test.connections(1).await;
-    // It may ask again.
+    // The client may ask again.
     let replies = third.haggle(7, &info_data("snapshot/a", &[])).await;
     assert_eq!(replies.last(), Some(&(1, Vec::new())));
     read_a_byte(&mut third).await;
@@ -190,7 +190,7 @@ async fn start_tcp(options: ServerOptions, tls: Option<Tls>) -> (Fixture, std::n
     (test, address)
 }
 
-/// TLS that refuses everyone: a client needs a certificate, and there is none.
+/// TLS that refuses everyone: a client needs a certificate, but none exists.
 fn tls() -> Tls {
     #[derive(Debug)]
     struct NoIdentity;
@@ -224,7 +224,7 @@ async fn peers_that_never_finish_a_handshake_keep_nobody_out() {
     };
     let (test, address) = start_tcp(options, Some(tls())).await;
     let mut hostile = Vec::new();
-    // More than there are places and handshakes; some say nothing, some begin, some go on to TLS.
+    // More clients than places and handshakes: some send nothing, some begin, some continue to TLS.
     for round in 0..handshakes_max(4) + 20 {
         let mut client = Client(TcpStream::connect(address).await.unwrap());
         if round % 3 > 0 {
@@ -244,7 +244,7 @@ async fn peers_that_never_finish_a_handshake_keep_nobody_out() {
     for guest in &mut guests {
         read_a_byte(guest).await;
     }
-    // The oldest have given way, the others have their time.
+    // The oldest have given way; the others have their full time.
     hostile[0].receive(18).await;
     assert!(hostile[0].is_closed().await);
     let last = hostile.last_mut().unwrap();
@@ -350,7 +350,7 @@ async fn whoever_breaks_the_protocol_loses_only_its_own_connection() {
         bad.send(&[0xff; 28]).await;
         assert!(bad.is_closed().await);
     }
-    // Longer than the timeout of a handshake, which does not concern those that are through.
+    // Longer than the timeout of a handshake, which does not apply after it.
     tokio::time::sleep(Duration::from_millis(100)).await;
     read_a_byte(&mut good).await;
     test.connections(1).await;
