@@ -38,7 +38,7 @@ pub struct Status {
     pub chunks: u64,
     /// Plain bytes of all chunks.
     pub chunk_bytes: u64,
-    /// Bytes of all packs on disk.
+    /// Bytes that chunks and tree nodes take in packs.
     pub stored_bytes: u64,
     /// Number of packs.
     pub packs: u64,

@@ -19,7 +19,7 @@ fn a_deleted_snapshot_is_refused_and_open_connections_are_not_harmed() {
     assert_eq!(open.read(0, 4096).unwrap().error, 0);
     lab.snapctl().run(["snapshot", "delete", "image"]).ok();
 
-    // Chunks are never removed yet, so a client that has the export open can continue.
+    // An open export keeps its content in the store, so its client can continue.
     let reply = open.read(9 * MIB, 1 << 20).unwrap();
     assert_eq!((reply.error, reply.data_bytes), (0, MIB));
 
