@@ -303,9 +303,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for an option that is not valid, [`ErrorKind::Conflict`] if a
-    /// collection is running, [`ErrorKind::Damaged`] if a tree node cannot be read; errors of the
-    /// connection.
+    /// [`ErrorKind::Invalid`] for an option that is not valid, [`ErrorKind::Conflict`] if this
+    /// takes longer than five seconds while a collection runs, [`ErrorKind::Damaged`] if a tree
+    /// node cannot be read; errors of the connection.
     pub async fn plan_gc(&self, options: GcOptions) -> Result<GcPlan> {
         const WHAT: &str = "plan a garbage collection";
         let request = v1::PlanGcRequest {
@@ -326,8 +326,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if one does not exist, [`ErrorKind::Conflict`] if a collection is
-    /// running, [`ErrorKind::Damaged`] if a tree node cannot be read; errors of the connection.
+    /// [`ErrorKind::NotFound`] if one does not exist, [`ErrorKind::Conflict`] if this takes longer
+    /// than five seconds while a collection runs, [`ErrorKind::Damaged`] if a tree node cannot be
+    /// read; errors of the connection.
     pub async fn estimate_delete(&self, snapshots: Vec<String>) -> Result<DeleteEstimate> {
         let request = v1::EstimateDeleteRequest { snapshots };
         let answer = retry::idempotent(|| {

@@ -285,7 +285,7 @@ impl Client {
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] if there is no such volume, [`ErrorKind::Conflict`] while it is
-    /// attached; errors of the connection.
+    /// attached or has pending snapshots; errors of the connection.
     pub async fn delete_volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("delete volume {volume}");
         let request = v1::DeleteVolumeRequest {
