@@ -55,7 +55,6 @@ impl Pins {
     }
 
     /// Number of pins on a root.
-    #[cfg(test)]
     pub(crate) fn count(&self, root: RootId) -> u32 {
         self.0.lock().counts.get(&root).copied().unwrap_or(0)
     }

@@ -17,7 +17,7 @@ use super::{
     plan::{GcSettings, GcStep, is_worth_it, plan},
     ranks::{Ranks, names_max},
     roots::{OwnerId, RootOwner},
-    survey::{Survey, survey},
+    survey::{Survey, survey_all},
     tally::{PackTally, Tallies},
     walk::{Reached, Visitor, walk},
 };
@@ -82,15 +82,14 @@ pub struct GcPlan {
     pub passes: u32,
 }
 
-/// Plans a collection for the needs of `roots`, and does nothing.
+/// Plans a collection, and does nothing.
 ///
 /// # Errors
 ///
-/// As [`survey`].
+/// As [`survey_all`].
 pub(crate) async fn plan_now(
     engine: &Arc<Engine>,
     pace: &Pace,
-    roots: &[RootOwner],
     settings: &GcSettings,
     names_max: u64,
 ) -> Result<GcPlan> {
@@ -99,7 +98,7 @@ pub(crate) async fn plan_now(
         live_plain_bytes,
         passes,
         ..
-    } = survey(engine, pace, roots, names_max).await?;
+    } = survey_all(engine, pace, names_max).await?;
     let totals = engine.meta(Priority::Manage, |meta| meta.totals()).await?;
     let sum = |of: fn(&PackTally) -> u64| packs.iter().map(of).sum();
     let free_bytes = engine.space.free_bytes()?;

@@ -108,6 +108,17 @@ pub(crate) async fn collect(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
     Ok(roots)
 }
 
+/// Returns true if a pin among these roots is gone by now.
+///
+/// [`pin_named`](Engine::pin_named) pins the root that a record named when it was read. If the
+/// record names another by then, and the content was collected, that pin is on nothing: it is given
+/// back after one look-up. A walk that finds nothing below a root is right to fail, unless the root
+/// was pinned so.
+pub(crate) fn have_gone(engine: &Engine, roots: &[RootOwner]) -> bool {
+    let mut pinned = roots.iter().filter(|it| it.owner == Owner::Pin);
+    pinned.any(|it| engine.pins.count(it.root) == 0)
+}
+
 /// The roots of all records of all kinds. Each kind lists the roots that its records name, so a new
 /// kind cannot be forgotten. Takes some 100 bytes for each root.
 ///

@@ -57,8 +57,8 @@ use super::{
     pace::{Pace, Stop},
     plan::{GcAction, GcSettings, GcStep, is_worth_it, plan},
     ranks::Ranks,
-    roots,
-    survey::{Survey, survey},
+    roots::{self, RootOwner},
+    survey::{Survey, survey_all},
     sweep::{Sweep, Swept},
     tally::{NeededPlaces, PackTally},
 };
@@ -155,8 +155,7 @@ pub(crate) async fn run(
     let pace = Pace::until(Arc::clone(&watch.stop), settings.bytes_per_second);
     let taking_stock = async {
         let stocktaking = engine.take_stock().await;
-        let roots = roots::collect(engine).await?;
-        let surveyed = survey(engine, &pace, &roots, names_max).await?;
+        let surveyed = survey_all(engine, &pace, names_max).await?;
         Ok::<_, Error>((stocktaking, surveyed))
     };
     let (_stocktaking, surveyed) = tokio::select! {
@@ -339,8 +338,27 @@ async fn needed(
     names_max: u64,
 ) -> Result<Needed> {
     let roots = roots::collect(engine).await?;
-    if let Some(live) = live.and_then(Arc::into_inner) {
-        let live = live.and(engine, pace, &roots).await?;
+    let live = live.and_then(Arc::into_inner);
+    match needed_by(engine, pace, packs, &roots, live, names_max).await {
+        Err(Error::Damaged(_)) if roots::have_gone(engine, &roots) => {
+            let roots = roots::collect(engine).await?;
+            needed_by(engine, pace, packs, &roots, None, names_max).await
+        }
+        needed => needed,
+    }
+}
+
+/// The records of condemned packs that `roots` need. `live` are marks of roots there were before.
+async fn needed_by(
+    engine: &Arc<Engine>,
+    pace: &Pace,
+    packs: &[PackId],
+    roots: &[RootOwner],
+    live: Option<Live>,
+    names_max: u64,
+) -> Result<Needed> {
+    if let Some(live) = live {
+        let live = live.and(engine, pace, roots).await?;
         return Ok(Needed::Marks(Arc::new(live)));
     }
     let packs: Arc<BTreeSet<_>> = Arc::new(packs.iter().copied().collect());
@@ -348,7 +366,7 @@ async fn needed(
     let mut from = Some([0; 32]);
     while let Some(start) = from {
         let ranks = Ranks::build(engine, start, names_max).await?;
-        let live = mark(engine, &ranks, pace, &roots).await?;
+        let live = mark(engine, &ranks, pace, roots).await?;
         places = places
             .add(engine, Arc::new(live), Arc::clone(&packs))
             .await?;

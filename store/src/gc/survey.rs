@@ -6,10 +6,10 @@ use super::{
     mark::{Live, MARK_BITS, mark},
     pace::Pace,
     ranks::{Ranks, names_max},
-    roots::RootOwner,
+    roots::{self, RootOwner},
     tally::{PackTally, Tallies},
 };
-use crate::{Result, engine::Engine};
+use crate::{Error, Result, engine::Engine};
 
 /// The content of the packs.
 #[derive(Debug)]
@@ -61,4 +61,24 @@ pub(crate) async fn survey(
         passes,
         live: last.filter(|_| passes == 1),
     })
+}
+
+/// The same for all roots that there are.
+///
+/// # Errors
+///
+/// As [`survey`].
+pub(crate) async fn survey_all(
+    engine: &Arc<Engine>,
+    pace: &Pace,
+    names_max: u64,
+) -> Result<Survey> {
+    let roots = roots::collect(engine).await?;
+    match survey(engine, pace, &roots, names_max).await {
+        Err(Error::Damaged(_)) if roots::have_gone(engine, &roots) => {
+            let roots = roots::collect(engine).await?;
+            survey(engine, pace, &roots, names_max).await
+        }
+        surveyed => surveyed,
+    }
 }

@@ -106,10 +106,8 @@ impl Store {
     pub async fn gc_plan(&self, settings: &GcSettings) -> Result<GcPlan> {
         let work = async {
             let _stocktaking = self.engine.take_stock().await;
-            let roots = roots::collect(&self.engine).await?;
             let pace = Pace::new(settings.bytes_per_second);
-            let names_max = names_of_a_pass();
-            account::plan_now(&self.engine, &pace, &roots, settings, names_max).await
+            account::plan_now(&self.engine, &pace, settings, names_of_a_pass()).await
         };
         self.estimate(Box::pin(work)).await
     }

@@ -126,6 +126,40 @@ fn what_is_stored_after_the_roots_were_read_stays() {
     });
 }
 
+/// A reader pins the root that a record named before, and gives it back when the record names
+/// another.
+#[test]
+fn a_pin_on_content_that_is_gone_is_no_damage_once_it_was_given_back() {
+    for looks in [0, 1] {
+        let machine = machine();
+        block_on(async {
+            let store = machine.open_undamaged().await;
+            let gone = upload(&store, "gone", &image(92, 30)).await.unwrap();
+            let gone = gone.root().unwrap();
+            // So that nothing of it is in an open pack.
+            for other in 0..8 {
+                let name = format!("other{other}");
+                upload(&store, &name, &image(95 + other, 20)).await.unwrap();
+                store.delete_snapshot(&name.as_str().into()).await.unwrap();
+            }
+            store.delete_snapshot(&"gone".into()).await.unwrap();
+            upload(&store, "kept", &image(93, 30)).await.unwrap();
+            store.gc_run(eager()).await.unwrap();
+            assert_eq!(row(&store, Name::root(gone)), None);
+            upload(&store, "garbage", &image(94, 30)).await.unwrap();
+            store.delete_snapshot(&"garbage".into()).await.unwrap();
+            let pins = &store.engine().pins;
+            let roots_are_read = machine.stop(Look::Catalog, looks);
+            let (collected, ()) = tokio::join!(
+                store.gc_run(eager()),
+                roots_are_read.meanwhile(async { drop(pins.pin(gone)) })
+            );
+            assert!(collected.unwrap().packs_removed > 0);
+            assert_holds(&store, "kept", &image(93, 30)).await;
+        });
+    }
+}
+
 /// Garbage that an upload finds in the store and names while a collection takes it for garbage.
 #[test]
 fn what_is_named_while_marks_are_made_stays() {
