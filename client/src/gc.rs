@@ -69,7 +69,8 @@ pub struct GcReport {
     pub packs_removed: u64,
     /// Bytes of their files. The store is smaller by these, less `copied_bytes`.
     pub removed_bytes: u64,
-    /// Bytes of live records that were copied from them into other packs.
+    /// Bytes that were written for that: copies of live records, with the headers and footers of
+    /// their packs, and the footers of packs that were sealed.
     pub copied_bytes: u64,
     /// Bytes of dead records, as the collection found them.
     pub dead_bytes: u64,

@@ -263,6 +263,8 @@ pub const LOG_QUEUE_BYTES_MAX: usize = 1 << 20;
 pub const GC_PROGRESS_INTERVAL: Duration = VERIFY_PROGRESS_INTERVAL;
 /// Snapshots and volumes of one question about what they take.
 pub const USAGE_RECORDS_MAX: usize = varve_client::USAGE_RECORDS_MAX;
+/// A collection may not be asked to be slower than this, in bytes a second: it would not end.
+pub const GC_RATE_MIN: u64 = 64 << 10;
 /// Packs that are named in the answer about what a collection would do.
 pub const GC_PACKS_SHOWN_MAX: usize = 32 << 10;
 /// Time from the start of the daemon to the first collection that begins by itself: a machine that

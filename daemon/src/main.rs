@@ -190,7 +190,9 @@ async fn serve(
         started = Server::start_with(config, inherited) => started,
         name = signals.end() => {
             info!(signal = name, "stopped before the start was over");
-            return ExitCode::SUCCESS;
+            telemetry.flush();
+            // As below.
+            std::process::exit(0);
         }
     };
     let mut server = match started {

@@ -407,6 +407,10 @@ pub(crate) fn line(status: &GcStatus) -> String {
             if let Ok(report) = &last.outcome {
                 let returned = output::size(report.returned_bytes());
                 text.push_str(&format!(", {returned} returned"));
+                if report.packs_damaged > 0 {
+                    let packs = report.packs_damaged;
+                    text.push_str(&format!(", DAMAGED: {packs} packs (see snapctl gc status)"));
+                }
             }
             text
         }

@@ -5,6 +5,7 @@ use std::{num::NonZeroU64, str::FromStr, time::Duration};
 use varve_store::GcSettings;
 
 use super::{ConfigError, Values};
+use crate::limits;
 
 /// The times and the settings of collections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +151,10 @@ fn parse_rate(text: &str) -> Result<Option<NonZeroU64>, String> {
     let rate = number.zip(shift(unit));
     let rate = rate.and_then(|(number, shift)| number.checked_mul(1 << shift));
     match rate {
+        Some(rate) if rate > 0 && rate < limits::GC_RATE_MIN => Err(format!(
+            "expected at least {} bytes a second, or 0 for no limit",
+            limits::GC_RATE_MIN
+        )),
         Some(rate) => Ok(NonZeroU64::new(rate)),
         None => Err(
             "expected a number of bytes, or a number with the suffix K, M or G, as in 100M; 0 \

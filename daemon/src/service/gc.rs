@@ -155,6 +155,13 @@ impl Service {
             };
         }
         if let Some(rate) = choice.bytes_per_second {
+            if rate > 0 && rate < limits::GC_RATE_MIN {
+                let why = format!(
+                    "{rate}; at least {}, or 0 for no limit",
+                    limits::GC_RATE_MIN
+                );
+                return Err(Error::field("bytes_per_second", why));
+            }
             settings.bytes_per_second = NonZeroU64::new(rate);
         }
         Ok(settings)

@@ -28,7 +28,8 @@ pub struct GcReport {
     pub packs_removed: u64,
     /// Bytes of their files.
     pub removed_bytes: u64,
-    /// Bytes of needed records that were copied from them into other packs.
+    /// Bytes that were written for that: copies of needed records, with the headers and footers of
+    /// their packs, and the footers of packs that were sealed.
     pub copied_bytes: u64,
     /// Bytes of records that nothing needed, as the run found them.
     pub dead_bytes: u64,

@@ -179,9 +179,9 @@ pub(crate) async fn run(
     };
     let missing = absent::missing(&packs);
     absent::forget(engine, &packs).await?;
-    seal(engine, &mut packs, settings).await?;
+    let grown_bytes = seal(engine, &mut packs, settings).await?;
     let floors = engine.reliance.floors();
-    let steps = steps(engine, &packs, settings, |it| {
+    let (steps, without_space) = steps(engine, &packs, settings, |it| {
         it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
     })?;
     let would_go = packs
@@ -189,6 +189,7 @@ pub(crate) async fn run(
         .filter(|it| it.file_bytes > 0 && (it.live.records == 0 || is_worth_it(it, settings)));
     let held_back = engine.reliance.held_back(would_go.map(|it| it.pack));
     note_held(&mut report, &held_back);
+    note_held(&mut report, &without_space);
     let planned: usize = steps.iter().map(|step| step.action.packs().count()).sum();
     watch.sweeping(planned as u64);
     let mut sweep = Sweep::new(Arc::clone(engine));
@@ -231,7 +232,7 @@ pub(crate) async fn run(
     watch.swept(&swept);
     report.packs_removed = swept.packs;
     report.removed_bytes = swept.removed_bytes;
-    report.copied_bytes = swept.copied_bytes;
+    report.copied_bytes = swept.copied_bytes + grown_bytes;
     let damage: Vec<_> = missing.into_iter().chain(swept.kept).collect();
     report.packs_damaged = damage.len() as u64;
     let damage = damage.iter().take(limits::GC_REASONS_MAX);
@@ -241,27 +242,32 @@ pub(crate) async fn run(
 
 /// Seals open packs that are worth a collection. Without it, a store would keep its open packs for
 /// ever after everything in it was deleted.
-async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettings) -> Result<()> {
+async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettings) -> Result<u64> {
     // The packs of an ingest under way are kept anyway.
     let floors = engine.reliance.floors();
     let is_worth_it =
         |it: &&PackTally| !it.sealed && is_candidate(it, settings) && floors.are_above(it.pack);
     let open: Vec<_> = packs.iter().filter(is_worth_it).map(|it| it.pack).collect();
     if open.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let sealed = match engine.commit.seal(open).await {
         // The run still gets space from other packs; these are sealed another time.
         Err(error @ (Error::Full { .. } | Error::Dropped)) => {
             tracing::warn!(%error, "open packs are not sealed");
-            return Ok(());
+            return Ok(0);
         }
         sealed => sealed?,
     };
+    let store = engine.packs.store();
+    let mut grown_bytes = 0;
     for tally in packs.iter_mut().filter(|it| sealed.contains(&it.pack)) {
         tally.sealed = true;
+        let len_bytes = store.len_bytes(tally.pack).await;
+        let told = |source| Error::io("read the length of", &store.path(tally.pack), source);
+        grown_bytes += len_bytes.map_err(told)?.saturating_sub(tally.file_bytes);
     }
-    Ok(())
+    Ok(grown_bytes)
 }
 
 /// Notes packs that stay because work under way relies on them.
@@ -287,7 +293,7 @@ fn steps(
     packs: &[PackTally],
     settings: &GcSettings,
     is_candidate: impl Fn(&PackTally) -> bool,
-) -> Result<Vec<GcStep>> {
+) -> Result<(Vec<GcStep>, Vec<HeldPack>)> {
     let condemned = engine.reliance.condemned();
     // `absent::missing` has already reported a pack that has live records and no file.
     let is_left = |it: &&PackTally| it.file_bytes > 0 || it.live.records == 0;
@@ -304,11 +310,20 @@ fn steps(
     let mut steps: Vec<_> = left.collect();
     let free_bytes = engine.space.free_bytes()?;
     let is_new = |it: &PackTally| is_candidate(it) && !condemned.contains(&it.pack);
-    steps.extend(plan(packs, free_bytes, settings, is_new));
+    let new = plan(packs, free_bytes, settings, is_new);
+    let fit: BTreeSet<_> = new.iter().flat_map(|it| it.action.packs()).collect();
+    let all = plan(packs, u64::MAX, settings, is_new);
+    let all = all.iter().flat_map(|it| it.action.packs());
+    let without_space = all.filter(|it| !fit.contains(it)).map(|pack| HeldPack {
+        pack,
+        by: "too little free space to copy their live data".to_owned(),
+    });
+    let without_space = without_space.collect();
+    steps.extend(new);
     // Drops need no space and free some for the others. On a full disk that ended the last run at a
     // rewrite, each run would otherwise end at the same one.
     steps.sort_by_key(|step| !matches!(step.action, GcAction::Drop(_)));
-    Ok(steps)
+    Ok((steps, without_space))
 }
 
 /// Returns how many of the steps are done together. Records in a condemned pack are stored again by

@@ -18,7 +18,7 @@
 //! were written or the disk gives none. The run goes on with other packs: it would end each run.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, ErrorKind},
     ops::ControlFlow,
     sync::Arc,
@@ -56,6 +56,8 @@ pub(crate) struct Sweep {
     _moving: Moving,
     /// Removed packs whose states are still in the index.
     removed: Vec<PackId>,
+    /// The packs of survivors.
+    written: BTreeSet<PackId>,
     pub(crate) report: Swept,
 }
 
@@ -66,7 +68,8 @@ pub(crate) struct Swept {
     pub(crate) packs: u64,
     /// The bytes of their files.
     pub(crate) removed_bytes: u64,
-    /// Bytes of live records that were copied to other packs.
+    /// Bytes of live records that were copied to other packs; at the end, the bytes of the files of
+    /// these packs.
     pub(crate) copied_bytes: u64,
     /// Damage that keeps a pack where it is.
     pub(crate) kept: Vec<Damage>,
@@ -138,6 +141,7 @@ impl Sweep {
             nodes: Survivors::new(PackKind::Nodes),
             group: Group::default(),
             removed: Vec::new(),
+            written: BTreeSet::new(),
             report: Swept::default(),
             _moving: engine.reliance.move_into(engine.stage.next_number()),
             engine,
@@ -201,20 +205,18 @@ impl Sweep {
             }
         };
         let rows = self.rows(pack, names, is_live).await?;
-        match self.copy(&rows.live, pace).await {
-            Ok(()) => {}
-            Err(ReadError::Other(Error::Damaged(damage))) => {
-                self.engine.note_damage(&damage);
-                self.keep(damage);
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let moves = rows.live.into_iter().map(|(name, _)| (name, pack));
+        let (copied, damage) = self.copy(&rows.live, pace).await?;
+        let moves = copied.into_iter().map(|name| (name, pack));
         self.group.moves.extend(moves);
-        let removes = rows.dead.into_iter().map(|name| (name, pack));
-        self.group.removes.extend(removes);
-        self.group.packs.push(Emptied { pack, file_bytes });
+        let is_emptied = damage.is_none();
+        if let Some(damage) = damage {
+            self.keep(damage);
+        }
+        if is_emptied {
+            let removes = rows.dead.into_iter().map(|name| (name, pack));
+            self.group.removes.extend(removes);
+            self.group.packs.push(Emptied { pack, file_bytes });
+        }
         let rows = self.group.moves.len() + self.group.removes.len();
         if self.group.copied_bytes >= GROUP_BYTES
             || self.group.packs.len() >= GROUP_PACKS
@@ -253,23 +255,48 @@ impl Sweep {
         Ok(rows)
     }
 
-    /// Copies live records, as they are stored.
-    async fn copy(&mut self, live: &[(Name, Location)], pace: &Pace) -> Result<(), ReadError> {
+    /// Copies live records, as they are stored. Returns the names of the copied records, and the
+    /// damage of others. The copies get their rows also if the pack stays: the next run would make
+    /// them again.
+    async fn copy(
+        &mut self,
+        live: &[(Name, Location)],
+        pace: &Pace,
+    ) -> Result<(Vec<Name>, Option<Damage>)> {
         let places: Vec<_> = live.iter().map(|(_, place)| *place).collect();
+        let mut copied = Vec::with_capacity(live.len());
+        let mut damage = None;
         for span in plan_spans(&places) {
             pace.spend(2 * span.len_bytes as u64).await;
             let read = match self.packs.read_span(&span).await {
+                Ok(read) => read,
+                // A failing disk may take as long for each of the other spans.
                 Err(ReadError::Other(Error::Io { source, .. })) => {
-                    let damage = unreadable(span.pack, span.offset_bytes, "records", &source);
-                    return Err(Error::from(damage).into());
+                    let unread = unreadable(span.pack, span.offset_bytes, "records", &source);
+                    self.note(&mut damage, unread);
+                    break;
                 }
-                read => read?,
+                Err(ReadError::Other(Error::Damaged(found))) => {
+                    self.note(&mut damage, found);
+                    break;
+                }
+                Err(error) => return Err(error.into()),
             };
             let mut records = Vec::with_capacity(span.members.len());
             let mut bytes = 0;
             for (name, place) in span.members.iter().filter_map(|at| live.get(*at)) {
-                records.push(EncodedRecord::stored(&read.record(place, *name)?));
-                bytes += place.payload.record_bytes();
+                match read.record(place, *name) {
+                    Ok(record) => {
+                        records.push(EncodedRecord::stored(&record));
+                        copied.push(*name);
+                        bytes += place.payload.record_bytes();
+                    }
+                    Err(Error::Damaged(found)) => self.note(&mut damage, found),
+                    Err(error) => return Err(error),
+                }
+            }
+            if records.is_empty() {
+                continue;
             }
             let survivors = match span.pack.kind {
                 PackKind::Chunks => &mut self.chunks,
@@ -279,7 +306,13 @@ impl Sweep {
             self.group.copied_bytes += bytes;
             self.report.copied_bytes += bytes;
         }
-        Ok(())
+        Ok((copied, damage))
+    }
+
+    /// Notes damage that a pack has, and keeps the first.
+    fn note(&self, first: &mut Option<Damage>, found: Damage) {
+        self.engine.note_damage(&found);
+        first.get_or_insert(found);
     }
 
     /// Does steps 2 to 4 for the packs that were emptied so far.
@@ -300,6 +333,8 @@ impl Sweep {
             };
             let flushed = writer.flush().await?;
             states.extend(flushed.packs());
+            self.written
+                .extend(flushed.packs().iter().map(|it| it.pack));
             placed.extend(flushed.settle(appended).map_err(Error::from)?);
         }
         if group.packs.is_empty() && states.is_empty() {
@@ -337,6 +372,8 @@ impl Sweep {
                 Err(error) => {
                     let path = store.path(pack);
                     tracing::warn!(path = %path.display(), %error, "an emptied pack was not removed");
+                    let why = format!("it is emptied, and cannot be removed: {error}");
+                    self.report.kept.push(Damage::in_pack(pack, 0, "pack", why));
                     continue;
                 }
             }
@@ -359,6 +396,14 @@ impl Sweep {
         self.end_group().await?;
         let done = self.try_finish().await;
         self.engine.commit.packed(done)?;
+        let store = self.packs.store();
+        let mut written_bytes = 0;
+        for pack in self.written {
+            let len_bytes = store.len_bytes(pack).await;
+            let told = |source| Error::io("read the length of", &store.path(pack), source);
+            written_bytes += len_bytes.map_err(told)?;
+        }
+        self.report.copied_bytes = written_bytes;
         Ok(self.report)
     }
 

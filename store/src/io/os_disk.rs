@@ -22,9 +22,9 @@ use std::{
 use bytes::Bytes;
 use rustix::{
     fs::{
-        Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, fadvise,
-        fallocate, fstat, ftruncate, link, mkdir, open, renameat_with, rmdir, statvfs, statx,
-        unlink,
+        Advice, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags,
+        fadvise, fallocate, fstat, ftruncate, link, mkdir, open, renameat_with, rmdir, stat,
+        statvfs, statx, unlink,
     },
     io::Errno,
 };
@@ -319,7 +319,16 @@ impl Disk for OsDisk {
     }
 }
 
+/// Opens a regular file. Opening a FIFO or some devices would wait for ever.
 fn open_with(path: &Path, mode: OpenMode, extra: OFlags) -> io::Result<OwnedFd> {
+    if !matches!(mode, OpenMode::CreateNew) {
+        let kind = FileType::from_raw_mode(stat(path)?.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(io::Error::other(format!(
+                "expected a regular file, found a {kind:?}"
+            )));
+        }
+    }
     let flags = match mode {
         OpenMode::Read => OFlags::RDONLY,
         OpenMode::ReadWrite => OFlags::RDWR,

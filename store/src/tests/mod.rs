@@ -39,6 +39,7 @@ mod shares;
 mod space;
 mod spare_files;
 mod strange_packs;
+mod sweep_damage;
 mod sweeps;
 mod uploads;
 pub(crate) mod volume_data;
