@@ -249,6 +249,8 @@ pub const COPY_MISMATCHES_MAX: u32 = 4;
 /// Received bytes after which a copy's counters are recorded. An unreachable source adds nothing to
 /// the catalog log, and an interrupted one adds a record only per thousands of times its length.
 pub const COPY_RECORD_BYTES: u64 = COPY_FLUSH_BYTES;
+/// Time until the completion of a copy is recorded again, if that has failed.
+pub const COPY_RECORD_PAUSE: Duration = Duration::from_secs(1);
 
 /// The most threads for hashing and compression that a setting may ask for: more than any machine
 /// has cores.

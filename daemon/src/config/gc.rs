@@ -226,7 +226,7 @@ mod tests {
     fn rates_are_bytes_with_a_suffix() {
         for (text, rate) in [
             ("0", 0),
-            ("4096", 4096),
+            ("65536", 64 << 10),
             ("100M", 100 << 20),
             ("1g", 1 << 30),
         ] {
@@ -235,6 +235,7 @@ mod tests {
         for text in ["", "M", "1.5M", "1T", "-1", "99999999999G"] {
             assert!(parse_rate(text).unwrap_err().contains("100M"), "{text}");
         }
+        assert!(parse_rate("65535").unwrap_err().contains("at least 65536"));
         assert_eq!(parse_percent("100"), Ok(100));
         for text in ["0", "101", "40%", "x"] {
             assert!(parse_percent(text).is_err(), "{text}");

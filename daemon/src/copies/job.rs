@@ -68,7 +68,7 @@ pub(super) struct Job {
     pub(super) cancel: CancellationToken,
     /// Held while a record is written, so that no older record follows a newer one.
     pub(super) writing: AsyncMutex<()>,
-    /// Cancelled when no more records will be written.
+    /// Cancelled when no more records will be written. Until then nobody is told that it has ended.
     pub(super) settled: CancellationToken,
     known: Mutex<Known>,
 }
@@ -199,9 +199,16 @@ impl Job {
 
     pub(super) fn status(&self) -> Status {
         let mut known = self.known.lock();
-        let state = known.state();
         let rate = known.rate.bytes_per_second();
         let mut record = known.record.clone();
+        let mut state = known.state();
+        // After a crash, a copy whose end is not recorded goes on. Told of the end, somebody may have
+        // deleted the snapshot by then, and would get it again.
+        if state.has_ended() && !self.settled.is_cancelled() {
+            state = known.phase;
+            record.outcome = CopyOutcome::UnderWay;
+            (record.ended_at_ns, record.made) = (None, None);
+        }
         // A base may have more data, until its leaves that are not wanted are taken off.
         record.done_data_bytes = record.done_data_bytes.min(record.data_bytes);
         Status {
@@ -407,6 +414,28 @@ mod tests {
             job.record().last_error,
             format!("the store at unix:/run/x: fetch chunks: {why}")
         );
+    }
+
+    #[test]
+    fn an_end_is_told_once_it_is_recorded() {
+        let begun = CopyRecord::begun(
+            CopyId::from_low_bits([7; 9]),
+            "unix:/run/x".to_owned(),
+            "web".to_owned(),
+            3,
+        );
+        let job = Job::new(begun);
+        job.run();
+        job.fail(&CopyError::Refused("no".to_owned()), false);
+        let told = job.status();
+        assert_eq!(told.state, State::Running);
+        assert_eq!(told.record.outcome, CopyOutcome::UnderWay);
+        assert_eq!(told.record.ended_at_ns, None);
+        assert_eq!(job.to_record().outcome, CopyOutcome::Failed);
+        job.settled.cancel();
+        let told = job.status();
+        assert_eq!(told.state, State::Failed);
+        assert_eq!(told.record, job.record());
     }
 
     /// Every record of a copy must be readable, or the daemon could not start.

@@ -234,7 +234,10 @@ impl Inner {
                 None => return self.cancelled(job).await,
                 Some(Ok(record)) => {
                     job.complete(&record);
-                    self.write_down(job).await;
+                    while !self.write_down(job).await {
+                        sleep(limits::COPY_RECORD_PAUSE).await;
+                    }
+                    job.settled.cancel();
                     info!(
                         %id,
                         endpoint,
@@ -253,7 +256,8 @@ impl Inner {
                     let gave_up = end == Next::GiveUp;
                     warn!(%id, endpoint, error = error.to_string(), gave_up, "copy failed");
                     job.fail(&error, gave_up);
-                    return self.write_down(job).await;
+                    self.write_down(job).await;
+                    return job.settled.cancel();
                 }
             };
             let seconds = pause.as_secs();
@@ -278,20 +282,20 @@ impl Inner {
     async fn cancelled(&self, job: &Job) {
         job.cancelled();
         self.write_down(job).await;
+        job.settled.cancel();
         // The door logs the call that cancelled it, with its caller.
         debug!(id = %job.id, "copy ended: it was cancelled");
     }
 
-    /// Writes the record of a copy. If that fails, the copy continues from the older record at the
-    /// next start.
-    async fn write_down(&self, job: &Job) {
+    /// Writes the record of a copy, and returns true if that is done. If it fails, the copy continues
+    /// from the older record at the next start.
+    async fn write_down(&self, job: &Job) -> bool {
         let _writing = job.writing.lock().await;
-        if let Err(error) = self.engine.store.put_copy(job.to_record()).await {
+        let written = self.engine.store.put_copy(job.to_record()).await;
+        if let Err(error) = &written {
             let error = error.to_string();
             warn!(id = %job.id, error, "the state of a copy could not be written down");
         }
-        if job.state().has_ended() {
-            job.settled.cancel();
-        }
+        written.is_ok()
     }
 }
