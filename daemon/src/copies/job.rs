@@ -202,8 +202,8 @@ impl Job {
         let rate = known.rate.bytes_per_second();
         let mut record = known.record.clone();
         let mut state = known.state();
-        // After a crash, a copy whose end is not recorded goes on. Told of the end, somebody may have
-        // deleted the snapshot by then, and would get it again.
+        // After a crash, a copy whose end is not recorded goes on. A caller that was told of the end
+        // may have deleted the snapshot by then, and would get it again.
         if state.has_ended() && !self.settled.is_cancelled() {
             state = known.phase;
             record.outcome = CopyOutcome::UnderWay;

@@ -287,8 +287,8 @@ impl Inner {
         debug!(id = %job.id, "copy ended: it was cancelled");
     }
 
-    /// Writes the record of a copy, and returns true if that is done. If it fails, the copy continues
-    /// from the older record at the next start.
+    /// Writes the record of a copy. Returns false if that fails: the copy then continues from the
+    /// older record at the next start.
     async fn write_down(&self, job: &Job) -> bool {
         let _writing = job.writing.lock().await;
         let written = self.engine.store.put_copy(job.to_record()).await;
