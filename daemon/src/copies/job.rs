@@ -202,8 +202,8 @@ impl Job {
         let rate = known.rate.bytes_per_second();
         let mut record = known.record.clone();
         let mut state = known.state();
-        // After a crash, a copy whose end is not recorded goes on. A caller that was told of the end
-        // may have deleted the snapshot by then, and would get it again.
+        // After a crash, a copy whose end is not recorded goes on. A caller that was told of the
+        // end may have deleted the snapshot by then, and would get it again.
         if state.has_ended() && !self.settled.is_cancelled() {
             state = known.phase;
             record.outcome = CopyOutcome::UnderWay;
@@ -353,6 +353,15 @@ mod tests {
 
     use super::*;
 
+    fn begun() -> CopyRecord {
+        CopyRecord::begun(
+            CopyId::from_low_bits([7; 9]),
+            "unix:/run/x".to_owned(),
+            "web".to_owned(),
+            3,
+        )
+    }
+
     #[tokio::test(start_paused = true)]
     async fn rates_are_of_the_last_seconds() {
         let mut rate = Rate::default();
@@ -370,13 +379,7 @@ mod tests {
 
     #[test]
     fn tries_are_not_written_down_and_what_has_arrived_is_now_and_then() {
-        let begun = CopyRecord::begun(
-            CopyId::from_low_bits([7; 9]),
-            "unix:/run/x".to_owned(),
-            "web".to_owned(),
-            3,
-        );
-        let job = Job::new(begun);
+        let job = Job::new(begun());
         assert_eq!(job.state(), State::Queued);
         job.run();
         let away = CopyError::Refused("it is away".to_owned());
@@ -400,13 +403,7 @@ mod tests {
 
     #[test]
     fn damage_at_the_source_is_told_as_the_sources() {
-        let begun = CopyRecord::begun(
-            CopyId::from_low_bits([7; 9]),
-            "unix:/run/x".to_owned(),
-            "web".to_owned(),
-            3,
-        );
-        let job = Job::new(begun);
+        let job = Job::new(begun());
         let why = "chunk 00 in pack 1 is damaged";
         let damage = varve_client::Error::new(ErrorKind::Damaged, "fetch chunks", why);
         job.fail(&damage.into(), false);
@@ -418,13 +415,7 @@ mod tests {
 
     #[test]
     fn an_end_is_told_once_it_is_recorded() {
-        let begun = CopyRecord::begun(
-            CopyId::from_low_bits([7; 9]),
-            "unix:/run/x".to_owned(),
-            "web".to_owned(),
-            3,
-        );
-        let job = Job::new(begun);
+        let job = Job::new(begun());
         job.run();
         job.fail(&CopyError::Refused("no".to_owned()), false);
         let told = job.status();
@@ -443,14 +434,9 @@ mod tests {
     fn records_can_be_read_in_every_state() {
         type End = fn(&Job, &CopyError);
 
-        let begun = CopyRecord {
+        let slow = CopyRecord {
             bytes_per_second: 7,
-            ..CopyRecord::begun(
-                CopyId::from_low_bits([7; 9]),
-                "unix:/run/x".to_owned(),
-                "web".to_owned(),
-                3,
-            )
+            ..begun()
         };
         let long = CopyError::Refused("x".repeat(1 << 20));
         let ends: [(End, CopyOutcome); 4] = [
@@ -460,7 +446,7 @@ mod tests {
             (|job, _| job.cancelled(), CopyOutcome::Cancelled),
         ];
         for (end, outcome) in ends {
-            let job = Job::new(begun.clone());
+            let job = Job::new(slow.clone());
             end(&job, &long);
             let record = job.record();
             assert_eq!(record.outcome, outcome);
