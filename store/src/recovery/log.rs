@@ -113,7 +113,8 @@ pub(super) fn refuse_older(log: &CatalogLog, checked: &Checked, applied: u64) ->
         path: log.path().to_owned(),
         why: format!(
             "it can be read up to record {last}, and the catalog has applied {applied} ({torn}): \
-            it is damaged, or an older copy"
+            it is damaged, or an older copy; put the right one back, or run `varved rebuild`, \
+            which takes from the index what the log lacks, if the index is whole"
         ),
     })
 }
