@@ -305,7 +305,7 @@ fn what_a_clone_relies_on_stays_until_its_record_is_there() {
                 machine.disk.let_go_on();
                 // The deletion is not synced yet. The next change is the record of the clone.
                 machine.disk.hold_up(&log, 1);
-                // Rarely both changes are in the log by now, and nothing is held up.
+                // Nothing is held up if the clone has failed: see below.
                 let held = machine.disk.holds_up();
                 let held = tokio::time::timeout(std::time::Duration::from_secs(5), held).await;
                 store.gc_run(eager()).await.unwrap();
@@ -313,6 +313,10 @@ fn what_a_clone_relies_on_stays_until_its_record_is_there() {
                 drop(held);
             });
         deleted.unwrap();
+        // Rarely the deletion goes on between the pin of the clone and its second look.
+        if matches!(cloned, Err(crate::Error::NotFound { .. })) {
+            return;
+        }
         cloned.unwrap();
         let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(super::volume_data::contents(&volume).await == content);
