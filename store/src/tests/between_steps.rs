@@ -307,10 +307,9 @@ fn what_a_clone_relies_on_stays_until_its_record_is_there() {
                 machine.disk.hold_up(&log, 1);
                 // Nothing is held up if the clone has failed: see below.
                 let held = machine.disk.holds_up();
-                let held = tokio::time::timeout(std::time::Duration::from_secs(5), held).await;
+                let _ = tokio::time::timeout(std::time::Duration::from_secs(5), held).await;
                 store.gc_run(eager()).await.unwrap();
                 machine.disk.let_go_on();
-                drop(held);
             });
         deleted.unwrap();
         // Rarely the deletion goes on between the pin of the clone and its second look.
