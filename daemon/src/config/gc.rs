@@ -139,6 +139,17 @@ fn parse_percent(text: &str) -> Result<u8, String> {
     }
 }
 
+/// The rate of a collection, in bytes a second; `None`: no limit.
+pub(crate) fn limited_rate(bytes_per_second: u64) -> Result<Option<NonZeroU64>, String> {
+    match NonZeroU64::new(bytes_per_second) {
+        Some(rate) if rate.get() < limits::GC_RATE_MIN => Err(format!(
+            "expected at least {} bytes a second, or 0 for no limit",
+            limits::GC_RATE_MIN
+        )),
+        rate => Ok(rate),
+    }
+}
+
 fn parse_rate(text: &str) -> Result<Option<NonZeroU64>, String> {
     let shift = |unit: &str| match unit {
         "" => Some(0),
@@ -151,11 +162,7 @@ fn parse_rate(text: &str) -> Result<Option<NonZeroU64>, String> {
     let rate = number.zip(shift(unit));
     let rate = rate.and_then(|(number, shift)| number.checked_mul(1 << shift));
     match rate {
-        Some(rate) if rate > 0 && rate < limits::GC_RATE_MIN => Err(format!(
-            "expected at least {} bytes a second, or 0 for no limit",
-            limits::GC_RATE_MIN
-        )),
-        Some(rate) => Ok(NonZeroU64::new(rate)),
+        Some(rate) => limited_rate(rate),
         None => Err(
             "expected a number of bytes, or a number with the suffix K, M or G, as in 100M; 0 \
              means no limit"

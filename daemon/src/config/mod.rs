@@ -24,6 +24,7 @@ use varve_store::io::IoEngine;
 
 pub use cautions::unknown_variables;
 pub use error::ConfigError;
+pub(crate) use gc::limited_rate;
 pub use gc::{DailyWindow, GcConfig, GcTime};
 pub use log::LogFormat;
 pub(crate) use log::parse_filter;

@@ -1,6 +1,6 @@
 //! Space: garbage collection, and what snapshots and volumes take.
 
-use std::{num::NonZeroU64, pin::pin};
+use std::pin::pin;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     auth::{Action, Attempt, Caller, Resource, done},
+    config::limited_rate,
     limits,
 };
 
@@ -155,14 +156,10 @@ impl Service {
             };
         }
         if let Some(rate) = choice.bytes_per_second {
-            if rate > 0 && rate < limits::GC_RATE_MIN {
-                let why = format!(
-                    "{rate}; at least {}, or 0 for no limit",
-                    limits::GC_RATE_MIN
-                );
-                return Err(Error::field("bytes_per_second", why));
-            }
-            settings.bytes_per_second = NonZeroU64::new(rate);
+            let limited = limited_rate(rate);
+            let told = |why| Error::field("bytes_per_second", format!("{rate}, {why}"));
+            let limited = limited.map_err(told);
+            settings.bytes_per_second = limited?;
         }
         Ok(settings)
     }

@@ -59,7 +59,7 @@ use super::{
     ranks::Ranks,
     roots::{self, RootOwner},
     survey::{Survey, survey_all},
-    sweep::{Sweep, Swept},
+    sweep::{Sweep, Swept, file_bytes},
     tally::{NeededPlaces, PackTally},
 };
 use crate::{
@@ -232,7 +232,7 @@ pub(crate) async fn run(
     watch.swept(&swept);
     report.packs_removed = swept.packs;
     report.removed_bytes = swept.removed_bytes;
-    report.copied_bytes = swept.copied_bytes + grown_bytes;
+    report.copied_bytes = swept.written_bytes + grown_bytes;
     let damage: Vec<_> = missing.into_iter().chain(swept.kept).collect();
     report.packs_damaged = damage.len() as u64;
     let damage = damage.iter().take(limits::GC_REASONS_MAX);
@@ -259,13 +259,11 @@ async fn seal(engine: &Arc<Engine>, packs: &mut [PackTally], settings: &GcSettin
         }
         sealed => sealed?,
     };
-    let store = engine.packs.store();
     let mut grown_bytes = 0;
     for tally in packs.iter_mut().filter(|it| sealed.contains(&it.pack)) {
         tally.sealed = true;
-        let len_bytes = store.len_bytes(tally.pack).await;
-        let told = |source| Error::io("read the length of", &store.path(tally.pack), source);
-        grown_bytes += len_bytes.map_err(told)?.saturating_sub(tally.file_bytes);
+        let now_bytes = file_bytes(engine, tally.pack).await?;
+        grown_bytes += now_bytes.saturating_sub(tally.file_bytes);
     }
     Ok(grown_bytes)
 }

@@ -68,9 +68,10 @@ pub(crate) struct Swept {
     pub(crate) packs: u64,
     /// The bytes of their files.
     pub(crate) removed_bytes: u64,
-    /// Bytes of live records that were copied to other packs; at the end, the bytes of the files of
-    /// these packs.
+    /// Bytes of live records that were copied to other packs.
     pub(crate) copied_bytes: u64,
+    /// Bytes of the files of these packs, once they are sealed.
+    pub(crate) written_bytes: u64,
     /// Damage that keeps a pack where it is.
     pub(crate) kept: Vec<Damage>,
 }
@@ -396,14 +397,9 @@ impl Sweep {
         self.end_group().await?;
         let done = self.try_finish().await;
         self.engine.commit.packed(done)?;
-        let store = self.packs.store();
-        let mut written_bytes = 0;
         for pack in self.written {
-            let len_bytes = store.len_bytes(pack).await;
-            let told = |source| Error::io("read the length of", &store.path(pack), source);
-            written_bytes += len_bytes.map_err(told)?;
+            self.report.written_bytes += file_bytes(&self.engine, pack).await?;
         }
-        self.report.copied_bytes = written_bytes;
         Ok(self.report)
     }
 
@@ -427,6 +423,13 @@ impl Sweep {
         tracing::error!(%damage, "a pack with damage stays as it is");
         self.report.kept.push(damage);
     }
+}
+
+/// The length of the file of a pack.
+pub(super) async fn file_bytes(engine: &Engine, pack: PackId) -> Result<u64> {
+    let store = engine.packs.store();
+    let len_bytes = store.len_bytes(pack).await;
+    len_bytes.map_err(|source| Error::io("read the length of", &store.path(pack), source))
 }
 
 /// The records of a pack that have a row, and their offsets. The index gets no further rows into a

@@ -9,7 +9,17 @@ use super::{
     sweeps::{EACCES, has_file, image, machine, reached, sealed, sweep},
     upload,
 };
-use crate::{GcSettings, format::PackKind, io::sim::Call};
+use crate::{
+    GcSettings, Store,
+    format::{PackId, PackKind},
+    io::sim::Call,
+};
+
+/// The first sealed pack of chunks.
+fn chunk_pack(store: &Store) -> PackId {
+    let mut packs = sealed(store).into_iter();
+    packs.find(|it| it.kind == PackKind::Chunks).unwrap()
+}
 
 #[test]
 fn a_live_record_that_is_damaged_keeps_its_pack() {
@@ -19,12 +29,7 @@ fn a_live_record_that_is_damaged_keeps_its_pack() {
         let (store, _) = machine.open().await.unwrap();
         upload(&store, "s", &content).await.unwrap();
         let live = reached(&store, &["s"]).await;
-        let packs = sealed(&store);
-        let pack = packs
-            .iter()
-            .copied()
-            .find(|it| it.kind == PackKind::Chunks)
-            .unwrap();
+        let pack = chunk_pack(&store);
         let path = pack_path(pack);
         machine.disk.flip(&path, 20_000, 4).unwrap();
         let (swept, _) = sweep(&store, &[pack], &live).await.unwrap();
@@ -55,8 +60,7 @@ fn a_live_record_that_cannot_be_read_keeps_its_pack() {
         upload(&store, "s", &content).await.unwrap();
         let live = reached(&store, &["s"]).await;
         let packs = sealed(&store);
-        let mut chunks = packs.iter().filter(|it| it.kind == PackKind::Chunks);
-        let pack = *chunks.next().unwrap();
+        let pack = chunk_pack(&store);
         machine.disk.fail_reads(&pack_path(pack)).unwrap();
         let (swept, _) = sweep(&store, &packs, &live).await.unwrap();
         let found = (swept.packs as usize, swept.kept.len());
@@ -75,8 +79,7 @@ fn a_pack_with_a_damaged_footer_is_emptied_as_others_are() {
             let store = machine.open_undamaged().await;
             upload(&store, "s", &content).await.unwrap();
             store.close().await.unwrap();
-            let mut packs = sealed(&store).into_iter();
-            packs.find(|it| it.kind == PackKind::Chunks).unwrap()
+            chunk_pack(&store)
         });
         let path = pack_path(pack);
         let len_bytes = machine.disk.contents(&path).unwrap().len() as u64;
@@ -151,8 +154,7 @@ fn a_collection_tells_of_a_pack_whose_file_is_gone() {
     block_on(async {
         let store = machine.open_undamaged().await;
         upload(&store, "s", &content).await.unwrap();
-        let mut packs = sealed(&store).into_iter();
-        let pack = packs.find(|it| it.kind == PackKind::Chunks).unwrap();
+        let pack = chunk_pack(&store);
         let files = std::sync::Arc::clone(store.engine().packs.store());
         files.delete(pack).await.unwrap();
         let report = store.gc_run(GcSettings::default()).await.unwrap();
@@ -224,8 +226,7 @@ fn what_is_sound_in_a_pack_with_damage_is_copied_once() {
         let store = machine.open_undamaged().await;
         upload(&store, "s", &content).await.unwrap();
         let live = reached(&store, &["s"]).await;
-        let mut packs = sealed(&store).into_iter();
-        let pack = packs.find(|it| it.kind == PackKind::Chunks).unwrap();
+        let pack = chunk_pack(&store);
         machine.disk.flip(&pack_path(pack), 500_000, 4).unwrap();
         let (swept, _) = sweep(&store, &[pack], &live).await.unwrap();
         assert_eq!((swept.packs, swept.kept.len()), (0, 1));
@@ -241,8 +242,7 @@ fn what_is_sound_in_a_pack_with_damage_is_copied_once() {
         let store = machine.open_undamaged().await;
         assert_holds(&store, "s", &content).await;
         let live = reached(&store, &["s"]).await;
-        let mut packs = sealed(&store).into_iter();
-        let pack = packs.find(|it| it.kind == PackKind::Chunks).unwrap();
+        let pack = chunk_pack(&store);
         let (swept, _) = sweep(&store, &[pack], &live).await.unwrap();
         assert_eq!((swept.packs, &*swept.kept), (1, &[][..]));
         assert_holds(&store, "s", &content).await;
@@ -261,8 +261,7 @@ fn a_pack_that_the_disk_does_not_give_stays_and_others_go() {
             store.delete_snapshot(&(*name).into()).await.unwrap();
         }
         let packs = sealed(&store);
-        let mut chunks = packs.iter().filter(|it| it.kind == PackKind::Chunks);
-        let bad = *chunks.next().unwrap();
+        let bad = chunk_pack(&store);
         machine.disk.fail_reads(&pack_path(bad)).unwrap();
         let report = store.gc_run(GcSettings::default()).await.unwrap();
         assert!(report.packs_removed as usize >= packs.len() - 1);
