@@ -3,7 +3,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
     "varve/v1/volumes.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 10] = [
     "varve/v1/copies.proto",
     "varve/v1/remotes.proto",
     "varve/v1/gc.proto",
+    "varve/v1/accounts.proto",
     "varve/v1/archive.proto",
 ];
 

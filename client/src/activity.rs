@@ -21,7 +21,10 @@ use http_body::{Frame, SizeHint};
 use tonic::{
     ConnectError, Status,
     body::Body,
-    codegen::{Service, http},
+    codegen::{
+        Service,
+        http::{self, HeaderValue, header::AUTHORIZATION},
+    },
     transport::Channel,
 };
 
@@ -120,6 +123,8 @@ pub(crate) struct Connection {
     channel: Channel,
     activity: Activity,
     has_tls: bool,
+    /// Sent with every call. It is marked as sensitive, so `Debug` does not show it.
+    authorization: Option<HeaderValue>,
     /// True if the daemon answered any call.
     answered: Arc<AtomicBool>,
 }
@@ -162,11 +167,12 @@ impl StdError for Unanswered {
 }
 
 impl Connection {
-    pub(crate) fn new(channel: Channel, has_tls: bool) -> Self {
+    pub(crate) fn new(channel: Channel, has_tls: bool, authorization: Option<HeaderValue>) -> Self {
         Self {
             channel,
             activity: Activity::default(),
             has_tls,
+            authorization,
             answered: Arc::default(),
         }
     }
@@ -187,7 +193,11 @@ impl Service<http::Request<Body>> for Connection {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let activity = self.activity.clone();
-        let request = request.map(|body| Body::new(Sent { body, activity }));
+        let mut request = request.map(|body| Body::new(Sent { body, activity }));
+        if let Some(authorization) = &self.authorization {
+            let headers = request.headers_mut();
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         let mut answer = Box::pin(self.channel.call(request));
         let mut wait = self.activity.wait();
         let (has_tls, answered) = (self.has_tls, Arc::clone(&self.answered));

@@ -13,8 +13,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
 use varve_proto::v1::{
-    content_service_client::ContentServiceClient, copy_service_client::CopyServiceClient,
-    gc_service_client::GcServiceClient, remote_service_client::RemoteServiceClient,
+    account_service_client::AccountServiceClient, content_service_client::ContentServiceClient,
+    copy_service_client::CopyServiceClient, gc_service_client::GcServiceClient,
+    remote_service_client::RemoteServiceClient,
     replication_service_client::ReplicationServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -22,6 +23,7 @@ use varve_proto::v1::{
 
 use crate::{
     activity::{Activity, Connection},
+    credentials::TokenSecret,
     error::{Error, ErrorKind, Result, innermost},
     limits::{
         CONNECT_TIMEOUT, CONTENT_MESSAGE_BYTES_MAX, HTTP2_CONNECTION_WINDOW_BYTES,
@@ -249,6 +251,89 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// The settings of a connection: the daemon's endpoint, TLS, and the token that the client shows.
+///
+/// ```no_run
+/// use varve_client::{Client, Connector, Endpoint, Result, TokenSecret};
+///
+/// async fn connect(secret: TokenSecret) -> Result<Client> {
+///     let endpoint: Endpoint = "https://varve.example.com:7420".parse()?;
+///     Connector::new(endpoint).token(secret).connect().await
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Connector {
+    endpoint: Endpoint,
+    tls: Tls,
+    token: Option<TokenSecret>,
+}
+
+impl Connector {
+    /// Settings for the daemon at `endpoint`, with the default of [`Tls`] and without a token.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            tls: Tls::default(),
+            token: None,
+        }
+    }
+
+    /// Uses these settings of TLS if the endpoint is `https`.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Sends this token with every call: the client then acts for its account.
+    #[must_use]
+    pub fn token(mut self, token: TokenSecret) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Connects. The token is not checked before the first call.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unreachable`] if no daemon answers there within 5 s, [`ErrorKind::Invalid`] if
+    /// the settings of TLS cannot be used, or if a token would go to another machine without TLS:
+    /// see [`Endpoint::is_exposed`].
+    pub async fn connect(&self) -> Result<Client> {
+        let endpoint = &self.endpoint;
+        if self.token.is_some() && endpoint.is_exposed() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("connect to {endpoint}"),
+                "a token is not sent to another machine without TLS, where others can read it: use \
+                 https",
+            ));
+        }
+        let authorization = self.token.as_ref().map(TokenSecret::header).transpose()?;
+        let connected = match &endpoint.0 {
+            Address::Unix(path) => connect_unix(path.clone()).await,
+            Address::Http(uri) => settings(uri.clone()).connect().await,
+            Address::Https(uri) => self.tls.settings(uri.clone(), endpoint)?.connect().await,
+        };
+        match connected {
+            Ok(channel) => Ok(Client {
+                connection: Connection::new(channel, endpoint.has_tls(), authorization),
+                endpoint: endpoint.clone(),
+            }),
+            Err(error) => Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("connect to {endpoint}"),
+                match endpoint.question(&error) {
+                    Some(question) => format!("{}: {question}", innermost(&error)),
+                    None => innermost(&error),
+                },
+            )
+            .with_source(error)),
+        }
+    }
+}
+
 /// A connection to a daemon. Cloning it is cheap and shares the connection. The client reconnects
 /// when the connection breaks.
 #[derive(Clone, Debug)]
@@ -267,33 +352,16 @@ impl Client {
         Self::connect_with(endpoint, &Tls::default()).await
     }
 
-    /// Connects to the daemon at `endpoint`, with these settings if that is `https`.
+    /// Connects to the daemon at `endpoint`, with these settings if that is `https`. A
+    /// [`Connector`] has more settings.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Unreachable`] if no daemon answers there within 5 s, [`ErrorKind::Invalid`] if
     /// the settings cannot be used.
     pub async fn connect_with(endpoint: &Endpoint, tls: &Tls) -> Result<Self> {
-        let connected = match &endpoint.0 {
-            Address::Unix(path) => connect_unix(path.clone()).await,
-            Address::Http(uri) => settings(uri.clone()).connect().await,
-            Address::Https(uri) => tls.settings(uri.clone(), endpoint)?.connect().await,
-        };
-        match connected {
-            Ok(channel) => Ok(Self {
-                connection: Connection::new(channel, endpoint.has_tls()),
-                endpoint: endpoint.clone(),
-            }),
-            Err(error) => Err(Error::new(
-                ErrorKind::Unreachable,
-                format!("connect to {endpoint}"),
-                match endpoint.question(&error) {
-                    Some(question) => format!("{}: {question}", innermost(&error)),
-                    None => innermost(&error),
-                },
-            )
-            .with_source(error)),
-        }
+        let connector = Connector::new(endpoint.clone()).tls(tls.clone());
+        connector.connect().await
     }
 
     /// The endpoint of this client's daemon.
@@ -325,6 +393,12 @@ impl Client {
 
     pub(crate) fn status_service(&self) -> StatusServiceClient<Connection> {
         StatusServiceClient::new(self.connection.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn account_service(&self) -> AccountServiceClient<Connection> {
+        AccountServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

@@ -122,6 +122,8 @@ pub struct Copy {
     pub snapshot_id: Option<String>,
     /// Tags of the snapshot here, in addition to those at the source.
     pub tags: BTreeMap<String, String>,
+    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without accounts.
+    pub owner: String,
 }
 
 impl Copy {
@@ -180,6 +182,7 @@ impl Copy {
                 .map(|code| ErrorKind::from_code(code.into())),
             snapshot_id: filled(copy.snapshot_id),
             tags: copy.tags,
+            owner: copy.owner,
         })
     }
 }

@@ -9,8 +9,9 @@ use crate::activity::Unanswered;
 /// The kind of an error: it tells the caller what to do.
 ///
 /// Any call can fail with an error *of the connection*: [`Unreachable`](Self::Unreachable),
-/// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied), [`Internal`](Self::Internal). The
-/// documentation of each call lists the other kinds.
+/// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied),
+/// [`Unauthenticated`](Self::Unauthenticated), [`Internal`](Self::Internal). The documentation of
+/// each call lists the other kinds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -32,8 +33,12 @@ pub enum ErrorKind {
     /// The daemon answers, but cannot serve the call now: it has stopped writing, is stopping, or
     /// has reached a limit. Retry later, or see its log.
     Unavailable,
-    /// Not permitted.
+    /// The daemon knows the caller, who may not do this: it is for the administrator, or the
+    /// account is read-only or disabled, or the token has not the scope.
     Denied,
+    /// The daemon does not know the caller: give a token that is valid, connect as a user or with a
+    /// certificate that is an identity of an account, or have the administrator add one.
+    Unauthenticated,
     /// A local file cannot be read or written, or changed under the reader: the message names it.
     File,
     /// The caller has cancelled the call.
@@ -53,7 +58,8 @@ impl ErrorKind {
             Code::ResourceExhausted => Self::OutOfSpace,
             Code::DataLoss => Self::Damaged,
             Code::Unavailable | Code::DeadlineExceeded => Self::Unavailable,
-            Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
+            Code::PermissionDenied => Self::Denied,
+            Code::Unauthenticated => Self::Unauthenticated,
             Code::Cancelled | Code::Aborted => Self::Cancelled,
             Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal => {
                 Self::Internal
@@ -73,6 +79,7 @@ impl ErrorKind {
             Self::Damaged => "damaged",
             Self::Unavailable => "unavailable",
             Self::Denied => "denied",
+            Self::Unauthenticated => "unauthenticated",
             Self::File => "file",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
@@ -273,6 +280,17 @@ mod tests {
             error.why(),
             "lost the connection to the daemon: Broken pipe"
         );
+    }
+
+    #[test]
+    fn a_caller_whom_the_daemon_does_not_know_differs_from_one_who_may_not() {
+        for (status, kind) in [
+            (Status::unauthenticated("who?"), ErrorKind::Unauthenticated),
+            (Status::permission_denied("no"), ErrorKind::Denied),
+        ] {
+            assert_eq!(Error::rpc("list volumes", status).kind(), kind);
+        }
+        assert_eq!(ErrorKind::Unauthenticated.as_str(), "unauthenticated");
     }
 
     #[test]

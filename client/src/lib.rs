@@ -45,6 +45,8 @@
 //! | delete snapshots | [`Client::delete_snapshots`] |
 //! | collect garbage, see what takes space | [`Client::run_gc`], [`Client::usage`] |
 //! | make snapshots of volumes | [`Client::create_snapshots`], [`Client::wait_for_snapshots`] |
+//! | act for an account by a token | [`Connector`], [`TokenSecret`] |
+//! | manage accounts and tokens | [`Client::create_account`], [`Client::create_token`] |
 //! | follow or end a long call | [`Control`] |
 //!
 //! The programs in `examples/` do these things from beginning to end.
@@ -68,8 +70,10 @@
 // Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod accounts;
 mod activity;
 mod archive;
+mod audit;
 mod cancel;
 mod changes;
 mod connect;
@@ -77,6 +81,7 @@ mod content;
 mod control;
 mod convert;
 mod copies;
+mod credentials;
 mod download;
 mod error;
 mod gc;
@@ -96,16 +101,22 @@ mod verify;
 mod volumes;
 mod wait;
 
+pub use accounts::{
+    ADMINISTRATOR, Account, AccountState, AccountUpdate, CreatedToken, NewAccount, NewToken, Token,
+    TokenScope, WhoAmI,
+};
 pub use activity::Activity;
 pub use archive::{
     ArchiveExport, ArchiveExportReport, ArchiveFacts, ArchiveImport, ArchiveImportReport,
     ArchiveVerify, archive_head, is_archive, verify_archive,
 };
+pub use audit::{AuditEvent, AuditPage, AuditQuery};
 pub use cancel::Cancel;
 pub use changes::{ChangeKind, ChangeStream, ChangedExtent, Changes};
-pub use connect::{Client, Endpoint, Tls};
+pub use connect::{Client, Connector, Endpoint, Tls};
 pub use control::Control;
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
+pub use credentials::TokenSecret;
 pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };

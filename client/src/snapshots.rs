@@ -22,7 +22,7 @@ use crate::{
 pub struct Snapshot {
     /// `snap-` and 17 hexadecimal digits.
     pub id: String,
-    /// Unique in the store.
+    /// Unique among the snapshots of its owner.
     pub name: String,
     /// Its state.
     pub state: SnapshotState,
@@ -51,6 +51,9 @@ pub struct Snapshot {
     /// The reason why it failed. For a pending snapshot: the reason why the last attempt could not
     /// complete it.
     pub failure: Option<String>,
+    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without accounts,
+    /// and in archives.
+    pub owner: String,
 }
 
 /// The volume that a snapshot was made of.
@@ -104,6 +107,9 @@ pub struct SnapshotFilter {
     pub name_prefix: String,
     /// Only snapshots that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
+    /// Only snapshots of this account: its id, its name or its alias, or `self`. Empty or `all`: all that
+    /// the caller may see.
+    pub owner: String,
 }
 
 /// The deletion of one of several snapshots.
@@ -118,7 +124,7 @@ pub struct SnapshotDeletion {
 }
 
 impl Client {
-    /// Lists the snapshots that pass `filter`, by name. Pages are fetched on demand.
+    /// Lists the snapshots that pass `filter`, by owner, then by name. Pages are fetched on demand.
     ///
     /// The stream ends with its first error: one of the connection.
     pub fn snapshots(
@@ -134,6 +140,7 @@ impl Client {
                 page_token,
                 name_prefix: filter.name_prefix.clone(),
                 tags: filter.tags.clone(),
+                owner: filter.owner.clone(),
             };
             async move {
                 let page = retry::idempotent(|| {
@@ -327,6 +334,26 @@ impl Client {
         .map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, Some(tagged.into_inner()))
     }
+
+    /// Gives the snapshot with this name or id to another account, given by its id, name or alias, and
+    /// returns it. Only the administrator may do this.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot or account,
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the account has a snapshot of that
+    /// name; errors of the connection.
+    pub async fn give_snapshot(&self, snapshot: &str, account: &str) -> Result<Snapshot> {
+        let what = format!("give snapshot {snapshot} to account {account}");
+        let request = v1::GiveSnapshotRequest {
+            snapshot: snapshot.to_owned(),
+            account: account.to_owned(),
+        };
+        // Not tried again: the caller may have no right to see it after the first run.
+        let given = self.snapshot_service().give_snapshot(request).await;
+        let given = given.map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, Some(given.into_inner()))
+    }
 }
 
 impl Snapshot {
@@ -361,6 +388,8 @@ impl Snapshot {
             parent: self.parent.clone().unwrap_or_default(),
             progress: None,
             failure: self.failure.clone().unwrap_or_default(),
+            // An account of one store means nothing in another.
+            owner: String::new(),
         }
     }
 
@@ -409,6 +438,7 @@ impl Snapshot {
                 total_bytes: progress.total_bytes,
             }),
             failure: (!snapshot.failure.is_empty()).then_some(snapshot.failure),
+            owner: snapshot.owner,
         })
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 pub struct Volume {
     /// `vol-` and 17 hexadecimal digits.
     pub id: String,
-    /// Unique among the volumes of the store.
+    /// Unique among the volumes of its owner.
     pub name: String,
     /// Its size in bytes, a multiple of 512.
     pub size_bytes: u64,
@@ -38,6 +38,8 @@ pub struct Volume {
     pub attached_at: Option<SystemTime>,
     /// Number of attachments so far. While it is attached, the number of the current one.
     pub attachments: u64,
+    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without accounts.
+    pub owner: String,
     /// Its journal and pending snapshots. Only in the answer of [`Client::volume`].
     pub status: Option<VolumeStatus>,
 }
@@ -107,6 +109,9 @@ pub struct VolumeFilter {
     pub name_prefix: String,
     /// Only volumes that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
+    /// Only volumes of this account: its id, its name or its alias, or `self`. Empty or `all`: all that
+    /// the caller may see.
+    pub owner: String,
 }
 
 /// An attached volume, and the addresses of its export.
@@ -198,7 +203,7 @@ impl Client {
         Volume::from_proto(&what, Some(resized.into_inner()))
     }
 
-    /// Lists the volumes that pass `filter`, by name. Pages are fetched on demand.
+    /// Lists the volumes that pass `filter`, by owner, then by name. Pages are fetched on demand.
     ///
     /// The stream ends with its first error: one of the connection.
     pub fn volumes(
@@ -214,6 +219,7 @@ impl Client {
                 page_token,
                 name_prefix: filter.name_prefix.clone(),
                 tags: filter.tags.clone(),
+                owner: filter.owner.clone(),
             };
             async move {
                 let page = retry::idempotent(|| {
@@ -344,6 +350,27 @@ impl Client {
             .map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, Some(detached.into_inner()))
     }
+
+    /// Gives the volume with this name or id to another account, given by its id, name or alias, and
+    /// returns it.
+    /// Its snapshots stay where they are. Only the administrator may do this.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if there is no such volume or account,
+    /// [`ErrorKind::AlreadyExists`] if the account has a volume of that
+    /// name, [`ErrorKind::Conflict`] while it is attached; errors of the connection.
+    pub async fn give_volume(&self, volume: &str, account: &str) -> Result<Volume> {
+        let what = format!("give volume {volume} to account {account}");
+        let request = v1::GiveVolumeRequest {
+            volume: volume.to_owned(),
+            account: account.to_owned(),
+        };
+        // Not tried again: the caller may have no right to see it after the first run.
+        let given = self.volume_service().give_volume(request).await;
+        let given = given.map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(given.into_inner()))
+    }
 }
 
 impl Volume {
@@ -378,6 +405,7 @@ impl Volume {
             parent: (!volume.parent.is_empty()).then_some(volume.parent),
             tags: volume.tags,
             attachments: volume.attachments,
+            owner: volume.owner,
         })
     }
 }

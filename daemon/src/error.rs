@@ -22,7 +22,7 @@ pub(crate) enum ErrorKind {
     NotFound = 5,
     /// The name is taken.
     AlreadyExists = 6,
-    /// Another daemon denies this one permission.
+    /// The caller may not do this, or another daemon denies this one permission.
     PermissionDenied = 7,
     /// The disk is full, or the limit on work under way is reached.
     ResourceExhausted = 8,
@@ -36,9 +36,30 @@ pub(crate) enum ErrorKind {
     Unavailable = 14,
     /// Bytes on disk are damaged.
     DataLoss = 15,
+    /// The caller is nobody that the daemon knows.
+    Unauthenticated = 16,
 }
 
 impl ErrorKind {
+    /// The name, as the log shows it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Cancelled => "Cancelled",
+            Self::InvalidArgument => "InvalidArgument",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::NotFound => "NotFound",
+            Self::AlreadyExists => "AlreadyExists",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::ResourceExhausted => "ResourceExhausted",
+            Self::FailedPrecondition => "FailedPrecondition",
+            Self::OutOfRange => "OutOfRange",
+            Self::Internal => "Internal",
+            Self::Unavailable => "Unavailable",
+            Self::DataLoss => "DataLoss",
+            Self::Unauthenticated => "Unauthenticated",
+        }
+    }
+
     /// The number that records keep.
     pub(crate) const fn number(self) -> u8 {
         self as u8
@@ -56,6 +77,7 @@ impl ErrorKind {
             | Self::AlreadyExists
             | Self::PermissionDenied
             | Self::FailedPrecondition
+            | Self::Unauthenticated
             | Self::OutOfRange => false,
         }
     }
@@ -89,6 +111,7 @@ impl Classified for Error {
             | Self::Collecting
             | Self::NotCompleted { .. }
             | Self::HasPending { .. }
+            | Self::OwnsRecords { .. }
             | Self::TooMany { .. }
             | Self::InUse(_)
             | Self::Incompatible { .. } => ErrorKind::FailedPrecondition,

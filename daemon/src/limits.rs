@@ -127,6 +127,10 @@ pub const CALLS_LOCAL: u64 = 256;
 pub const CALL_WITHIN: Duration = Duration::from_mins(5);
 /// The same for a call that waits for the disk, for guests or for another daemon.
 pub const LONG_CALL_WITHIN: Duration = Duration::from_hours(1);
+/// Time for the last lines of the audit log when the daemon stops.
+pub const AUDIT_CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// The longest lifetime of a token that expires.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 /// Longer than any wait.
 pub const FOREVER: Duration = Duration::from_hours(1 << 20);
 /// Time that a call waits for room or a place before it is refused.

@@ -22,6 +22,11 @@ use varve_nbd::ServerUri;
 use varve_store::{Options, Store};
 
 use crate::{
+    auth::{
+        Accounts,
+        audit::{Audit, AuditError, OnFailure, Settings as AuditSettings},
+        key::FILE_NAME as KEY_FILE,
+    },
     config::{Config, TlsConfig},
     copies::Copies,
     exports::CallerExports,
@@ -56,6 +61,9 @@ pub enum StartError {
     /// Files of TLS, of a listener or for copies, cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::ServerError),
+    /// The audit log cannot be kept.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The clock of the machine was never set.
     #[error("the clock of this machine is before 1970: set it first")]
     Clock,
@@ -130,6 +138,7 @@ pub struct Server {
     store: Store,
     tasks: Tasks,
     uploads: Arc<Uploads<varve_store::Ingest>>,
+    audit: Arc<Audit>,
     health: Health,
     stop: CancellationToken,
     /// One task for each listener. None ends before the stop.
@@ -247,6 +256,9 @@ impl Server {
             stop.clone(),
         );
         let uploads = Arc::new(Uploads::new(config.upload_idle));
+        let audit = open_audit(config).await?;
+        let key_file = config.data_dir.join(KEY_FILE);
+        let accounts = Accounts::load(store.clone(), key_file).await?;
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {
             max_connections: descriptors.nbd_connections,
@@ -261,6 +273,8 @@ impl Server {
             stop: stop.clone(),
             uploads: Arc::clone(&uploads),
             gc: config.gc.settings,
+            accounts: accounts.clone(),
+            audit: Some(Arc::clone(&audit)),
             facts: Facts {
                 data_dir: config.data_dir.clone(),
                 started_at: SystemTime::now(),
@@ -271,7 +285,7 @@ impl Server {
         let routes = grpc::routes(&service, &health)?;
         let exports = move |caller| CallerExports::new(service.clone(), caller);
         let nbd = nbd::Server::with_places(exports, nbd_options, nbd_places);
-        let serving = Serving::new(routes, tasks.clone());
+        let serving = Serving::new(routes, tasks.clone(), accounts.directory().clone());
         copies.resume().await?;
 
         let connections = Connections::new(descriptors.grpc_connections, tasks.clone());
@@ -299,6 +313,10 @@ impl Server {
         drop(tasks.spawn(
             "upload expiry",
             until(stop.clone(), async move { expiry.expire().await }),
+        ));
+        drop(tasks.spawn(
+            "tokens",
+            until(stop.clone(), async move { accounts.keep_tokens().await }),
         ));
         let watched = (health.clone(), store.clone());
         drop(tasks.spawn(
@@ -368,6 +386,7 @@ impl Server {
             store,
             tasks,
             uploads,
+            audit,
             health,
             stop,
             services,
@@ -414,6 +433,9 @@ impl Server {
         self.stop.cancel();
         self.tasks.stop(limits::STOP_GRACE).await;
         self.uploads.clear();
+        if let Err(error) = self.audit.close(limits::AUDIT_CLOSE_WITHIN).await {
+            error!(%error, "the last lines of the audit log may be missing");
+        }
         let closed = self.store.close().await;
         match &closed {
             Ok(()) => info!("stopped"),
@@ -466,6 +488,25 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// Opens the audit log in the data directory.
+async fn open_audit(config: &Config) -> Result<Arc<Audit>, AuditError> {
+    let default = AuditSettings::default();
+    let total_bytes = config.audit.bytes_max.unwrap_or(default.total_bytes);
+    let settings = AuditSettings {
+        // A rotation removes a part of a small log, not all of it.
+        file_bytes: default.file_bytes.min(total_bytes / 4),
+        total_bytes,
+        on_failure: match config.audit.stops_changes {
+            true => OnFailure::Stop,
+            false => OnFailure::Count,
+        },
+    };
+    let dir = config.data_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || Audit::open(&dir, &settings)).await;
+    // It does not panic, and the runtime waits for it.
+    opened.unwrap_or(Err(AuditError::Unfinished)).map(Arc::new)
+}
+
 async fn serve_grpc(
     serving: Serving,
     tasks: Tasks,
@@ -476,7 +517,8 @@ async fn serve_grpc(
     while let Some(Some(Ok(connection))) = stop.run_until_cancelled(incoming.next()).await {
         let (serving, stop) = (serving.clone(), stop.clone());
         drop(tasks.spawn("gRPC connection", async move {
-            let (seat, peer) = (Arc::clone(connection.seat()), connection.peer());
+            let seat = Arc::clone(connection.seat());
+            let peer = (connection.peer(), connection.shown());
             serving.serve(connection, Some(seat), peer, stop).await;
         }));
     }

@@ -70,6 +70,20 @@ pub enum Error {
         count: usize,
     },
 
+    /// An account that owns something stays.
+    #[error(
+        "account {account:?} owns the {what} {name:?}: delete all that it owns, or give it to \
+        another account"
+    )]
+    OwnsRecords {
+        /// Name of the account.
+        account: String,
+        /// The kind of record.
+        what: &'static str,
+        /// Its name or id. There may be more.
+        name: String,
+    },
+
     /// The request is invalid, whatever the state of the store. Correct it.
     #[error("{0}")]
     Invalid(String),

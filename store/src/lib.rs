@@ -42,7 +42,7 @@ mod tests;
 mod verify;
 mod volume;
 
-pub use engine::{HeldPack, ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
+pub use engine::{HeldPack, ListPlace, ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
 pub use format::{GcReport, LastRun};
 pub use gc::{
@@ -51,9 +51,10 @@ pub use gc::{
 };
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
-    AccountId, CatalogRecord, CopyId, CopyOutcome, CopyRecord, PendingSnapshot, RemoteRecord,
-    SnapshotContent, SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState,
-    VolumeId, VolumeKey, VolumeRecord, now_ns,
+    AccountId, AccountRecord, AccountState, CatalogRecord, CopyId, CopyOutcome, CopyRecord,
+    Identity, PendingSnapshot, RemoteRecord, Scopes, SecretHash, SnapshotContent, SnapshotId,
+    SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState, TokenId, TokenRecord, VolumeId,
+    VolumeKey, VolumeRecord, fill_random, now_ns,
 };
 pub use read::{
     ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,

@@ -41,6 +41,18 @@ pub(crate) const fn node_cache_bytes(chunk_cache_bytes: u64) -> u64 {
 pub const INGEST_PLAIN_BYTES: usize = 32 << 20;
 /// Uploads open at one time.
 pub const UPLOADS_MAX: usize = 64;
+/// Accounts.
+pub const ACCOUNTS_MAX: usize = 1000;
+/// Tokens of an account.
+pub const ACCOUNT_TOKENS_MAX: usize = 100;
+/// Tokens of all accounts.
+pub const TOKENS_MAX: usize = 10_000;
+/// Characters of a token's description.
+pub const DESCRIPTION_CHARS_MAX: usize = 255;
+/// Identities of an account: users, groups and certificates that act for it.
+pub const IDENTITIES_MAX: usize = 64;
+/// Bytes of the subject of a certificate in an identity.
+pub const SUBJECT_BYTES_MAX: usize = 512;
 /// Remotes: other daemons that have names.
 pub const REMOTES_MAX: usize = 256;
 /// Packed bytes of a group of chunks that is indexed together. After a crash, an interrupted upload

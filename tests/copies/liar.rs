@@ -245,6 +245,13 @@ impl SnapshotService for Served {
         no()
     }
 
+    async fn give_snapshot(
+        &self,
+        _: Request<v1::GiveSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        no()
+    }
+
     async fn diff_snapshots(
         &self,
         _: Request<v1::DiffSnapshotsRequest>,

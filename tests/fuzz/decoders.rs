@@ -6,8 +6,8 @@ use varve_content::{
 };
 use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
-    CatalogRecord as _, CopyRecord, Kinds, LastRun, Location, OwnerRecord, PackId, RemoteRecord,
-    SnapshotRecord, VolumeId, VolumeRecord,
+    AccountRecord, CatalogRecord as _, CopyRecord, Kinds, LastRun, Location, OwnerRecord, PackId,
+    RemoteRecord, SnapshotRecord, TokenRecord, VolumeId, VolumeRecord,
     catalog_log::{
         self, Found, LOG_ALIGN, LogHeader, Position,
         checkpoint::{BlockReader, BlockWriter, Part},
@@ -18,6 +18,7 @@ use varve_store::format::{
     pack::{
         self, Header, PACK_HEADER_BYTES, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
     },
+    record::account::Identity as AccountIdentity,
     snapshot::{OfSnapshot, SnapshotId},
     store_file::StoreFile,
 };
@@ -43,7 +44,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 35] = [
+pub(super) const DECODERS: [Decoder; 38] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -121,6 +122,21 @@ pub(super) const DECODERS: [Decoder; 35] = [
     Decoder {
         name: "remote-record",
         decode: |input| whole(RemoteRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "account-record",
+        decode: |input| whole(AccountRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "token-record",
+        decode: |input| whole(TokenRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "account-identity",
+        decode: |input| text::<AccountIdentity>(input),
         repair: |_| {},
     },
     Decoder {

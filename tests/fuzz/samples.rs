@@ -15,7 +15,11 @@ use varve_store::format::{
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackPhase, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
-    record::{Counter, Kind},
+    record::{
+        AccountRecord, Counter, Kind, TokenRecord,
+        account::AccountState,
+        token::{Scopes, SecretHash, TokenId},
+    },
     store_file::StoreFile,
 };
 use varve_tests::{nbd, random::Random};
@@ -95,6 +99,30 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("completed", copy(CopyOutcome::Completed).encode()),
             ("failed", copy(CopyOutcome::Failed).encode()),
             ("failed-with-code", failed_with_code().encode()),
+            (
+                "of-account",
+                CopyRecord {
+                    owner: account(),
+                    ..copy(CopyOutcome::Completed)
+                }
+                .encode(),
+            ),
+        ],
+        "account-record" => vec![
+            ("plain", account_record(&[]).encode()),
+            ("identities", account_record(&IDENTITIES).encode()),
+        ],
+        "token-record" => vec![
+            ("plain", token(Scopes::ALL, None).encode()),
+            (
+                "expires",
+                token(Scopes::READ.and(Scopes::COPY), Some(9)).encode(),
+            ),
+        ],
+        "account-identity" => vec![
+            ("user", IDENTITIES[0].into()),
+            ("group", IDENTITIES[1].into()),
+            ("certificate", IDENTITIES[2].into()),
         ],
         "remote-record" => vec![
             ("plain", remote(false).encode()),
@@ -417,6 +445,7 @@ pub(super) fn copy(outcome: CopyOutcome) -> CopyRecord {
     let is_known = outcome != CopyOutcome::UnderWay;
     CopyRecord {
         id: CopyId::from_low_bits([0xc3; 9]),
+        owner: AccountId::ADMINISTRATOR,
         endpoint: "https://eu.example.com:7420".to_owned(),
         allow_plaintext: !is_known,
         snapshot: "web/1".to_owned(),
@@ -439,6 +468,33 @@ pub(super) fn copy(outcome: CopyOutcome) -> CopyRecord {
 }
 
 /// Only the second version of the encoding can express it.
+const IDENTITIES: [&str; 3] = ["uid:1000", "gid:7", "cert:CN=backup,O=Example"];
+
+fn account_record(identities: &[&str]) -> AccountRecord {
+    AccountRecord {
+        id: account(),
+        name: "web".to_owned(),
+        alias: "w".to_owned(),
+        state: AccountState::ReadOnly,
+        created_at_ns: 1_700_000_000_123_456_789,
+        identities: identities.iter().flat_map(|it| it.parse()).collect(),
+    }
+}
+
+fn token(scopes: Scopes, expires_at_ns: Option<u64>) -> TokenRecord {
+    TokenRecord {
+        id: TokenId::from_low_bits([7; 9]),
+        account: account(),
+        scopes,
+        hash: SecretHash::from_bytes([0x5a; 32]),
+        description: "ci".to_owned(),
+        created_at_ns: 1,
+        expires_at_ns,
+        last_used_at_ns: Some(3),
+        is_expired: expires_at_ns.is_some(),
+    }
+}
+
 fn failed_with_code() -> CopyRecord {
     CopyRecord {
         last_error_code: 14,
@@ -573,7 +629,7 @@ fn pack_state(phase: PackPhase) -> Vec<u8> {
 
 /// Of a kind that is counted and has no field of its own.
 fn totals_with_others() -> Vec<u8> {
-    let other = Kind::of::<RemoteRecord>("other", 10, "others").with_counter(Counter::Others);
+    let other = Kind::of::<RemoteRecord>("other", 28, "others").with_counter(Counter::Others);
     let mut totals = Totals {
         snapshots: 3,
         ..Totals::default()

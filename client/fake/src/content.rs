@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
+use varve_client::ADMINISTRATOR;
 use varve_content::{
     block::{BLOCK_BYTES, segment_blocks},
     chunk_id::ChunkId,
@@ -221,6 +222,7 @@ impl ContentService for Service {
             tags: upload.request.tags,
             new_bytes: upload.new_bytes,
             stored_bytes: upload.new_bytes / 3,
+            owner: ADMINISTRATOR.to_owned(),
             ..v1::Snapshot::default()
         };
         let leaves = upload.leaves.into_values().collect();

@@ -1,6 +1,7 @@
 //! Copies that follow the script of a test, and names of other daemons.
 
 use tonic::{Request, Response, Status};
+use varve_client::ADMINISTRATOR;
 use varve_proto::v1::{
     self, copy_service_server::CopyService, remote_service_server::RemoteService,
 };
@@ -43,6 +44,7 @@ impl CopyService for Service {
             created_at: Some(TIME),
             limit_bytes_per_second: request.bytes_per_second,
             tags: request.tags,
+            owner: ADMINISTRATOR.to_owned(),
             ..v1::Copy::default()
         };
         let course = state.course.clone();

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod accounts;
 mod content;
 mod copies;
 mod gc;
@@ -31,26 +32,33 @@ use tokio::{
     runtime::Runtime,
 };
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::{Status, transport::Server};
-use varve_client::{Client, Endpoint};
+use tonic::{
+    Request, Status,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Server,
+};
+use varve_client::{ADMINISTRATOR, Client, Endpoint};
 use varve_content::{
     chunk_id::ChunkId,
     codec::Compression,
     tree::{Leaf, TreeBuilder},
 };
 use varve_proto::v1::{
-    self, content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
+    self, account_service_server::AccountServiceServer,
+    content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
     gc_service_server::GcServiceServer, remote_service_server::RemoteServiceServer,
     replication_service_server::ReplicationServiceServer,
     snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
     volume_service_server::VolumeServiceServer,
 };
 
+pub use self::accounts::Accounts;
 use self::{content::Upload, replication::Nodes};
 
 /// The state of the daemon, and a record of its calls.
 #[derive(Debug, Default)]
 pub struct State {
+    pub accounts: Accounts,
     pub chunks: HashMap<ChunkId, Bytes>,
     pub snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
     /// Nodes of the trees of all snapshots, also of those that were deleted.
@@ -214,6 +222,7 @@ impl FakeDaemon {
             size_bytes,
             root: Bytes::copy_from_slice(root.id().as_bytes()),
             created_at: Some(prost_types::Timestamp::default()),
+            owner: ADMINISTRATOR.to_owned(),
             ..v1::Snapshot::default()
         };
         let mut state = self.state();
@@ -250,19 +259,39 @@ fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::R
         state: Arc::clone(&state),
         manners,
     };
+    let content = ContentServiceServer::new(service.clone()).max_decoding_message_size(2 << 20);
     let router = Server::builder()
-        .add_service(ContentServiceServer::new(service.clone()).max_decoding_message_size(2 << 20))
-        .add_service(SnapshotServiceServer::new(service.clone()))
-        .add_service(VolumeServiceServer::new(service.clone()))
-        .add_service(CopyServiceServer::new(service.clone()))
-        .add_service(RemoteServiceServer::new(service.clone()))
-        .add_service(ReplicationServiceServer::new(service.clone()))
-        .add_service(GcServiceServer::new(service.clone()))
-        .add_service(StatusServiceServer::new(service));
+        // It checks its calls itself: everybody may ask who they are.
+        .add_service(AccountServiceServer::new(service.clone()))
+        .add_service(service.checked(content))
+        .add_service(service.checked(SnapshotServiceServer::new(service.clone())))
+        .add_service(service.checked(VolumeServiceServer::new(service.clone())))
+        .add_service(service.checked(CopyServiceServer::new(service.clone())))
+        .add_service(service.checked(RemoteServiceServer::new(service.clone())))
+        .add_service(service.checked(ReplicationServiceServer::new(service.clone())))
+        .add_service(service.checked(GcServiceServer::new(service.clone())))
+        .add_service(service.checked(StatusServiceServer::new(service.clone())));
     (state, router)
 }
 
+/// Checks who calls.
+#[derive(Clone, Debug)]
+struct Guard(Arc<Mutex<State>>);
+
+impl Interceptor for Guard {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let mut state = self.0.lock().unwrap();
+        state.accounts.admit(request.metadata())?;
+        Ok(request)
+    }
+}
+
 impl Service {
+    /// A service whose calls are checked.
+    fn checked<S>(&self, service: S) -> InterceptedService<S, Guard> {
+        InterceptedService::new(service, Guard(Arc::clone(&self.state)))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }

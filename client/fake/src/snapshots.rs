@@ -54,11 +54,13 @@ impl SnapshotService for Service {
         let request = request.into_inner();
         let mut state = self.state();
         state.pages += 1;
+        state.lists(&request.owner, "")?;
         let mut snapshots: Vec<_> = state
             .snapshots
             .values()
             .map(|(snapshot, _)| snapshot)
             .filter(|snapshot| snapshot.name.starts_with(&request.name_prefix))
+            .filter(|snapshot| state.lists(&request.owner, &snapshot.owner).unwrap())
             .filter(|snapshot| snapshot.name > request.page_token)
             .filter(|snapshot| {
                 let mut tags = request.tags.iter();
@@ -165,6 +167,19 @@ impl SnapshotService for Service {
             .ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
         snapshot.tags.retain(|key, _| !remove.contains(key));
         snapshot.tags.extend(set);
+        Ok(Response::new(snapshot.clone()))
+    }
+
+    async fn give_snapshot(
+        &self,
+        request: Request<v1::GiveSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let owner = state.receiver(&request.account)?;
+        let name = state.snapshot_name(&request.snapshot)?;
+        let (snapshot, _) = state.snapshots.get_mut(&name).unwrap();
+        snapshot.owner = owner;
         Ok(Response::new(snapshot.clone()))
     }
 

@@ -1,6 +1,7 @@
 //! Looking after volumes.
 
 use tonic::{Request, Response, Status};
+use varve_client::ADMINISTRATOR;
 use varve_proto::v1::{self, volume_service_server::VolumeService};
 
 use super::Service;
@@ -57,6 +58,7 @@ impl VolumeService for Service {
             size_bytes: request.size_bytes,
             created_at: Some(TIME),
             tags: request.tags,
+            owner: ADMINISTRATOR.to_owned(),
             ..v1::Volume::default()
         };
         if !request.from_snapshot.is_empty() {
@@ -117,10 +119,12 @@ impl VolumeService for Service {
         let request = request.into_inner();
         let mut state = self.state();
         state.pages += 1;
+        state.lists(&request.owner, "")?;
         let mut volumes: Vec<_> = state
             .volumes
             .values()
             .filter(|volume| volume.name.starts_with(&request.name_prefix))
+            .filter(|volume| state.lists(&request.owner, &volume.owner).unwrap())
             .filter(|volume| volume.name > request.page_token)
             .filter(|volume| {
                 request
@@ -167,6 +171,20 @@ impl VolumeService for Service {
         Ok(Response::new(v1::DeleteVolumeResponse {
             deleted: Some(deleted),
         }))
+    }
+
+    async fn give_volume(
+        &self,
+        request: Request<v1::GiveVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let request = request.into_inner();
+        let owner = self.state().receiver(&request.account)?;
+        let given = self.change(&request.volume, |volume| {
+            detached(volume)?;
+            volume.owner = owner;
+            Ok(())
+        });
+        given.map(Response::new)
     }
 
     async fn attach_volume(

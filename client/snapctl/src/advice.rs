@@ -1,6 +1,7 @@
 //! Advice for the user about a failure. The library and the daemon report only the facts.
 
 use std::{
+    error::Error as _,
     fs,
     io::Read,
     net::TcpStream,
@@ -24,6 +25,10 @@ pub(crate) struct Asked<'a> {
     pub(crate) tls_ca: Option<&'a Path>,
     /// True if the command has a client certificate.
     pub(crate) has_cert: bool,
+    /// The file of the token that the command has sent.
+    pub(crate) token_file: Option<&'a Path>,
+    /// True if the profile has a token, which is for another endpoint.
+    pub(crate) withholds_token: bool,
 }
 
 /// Advice about an error, if there is any.
@@ -31,6 +36,11 @@ pub(crate) fn advice(error: &Error, asked: Asked<'_>) -> Option<String> {
     match error.kind() {
         ErrorKind::Unreachable => connection(error, asked),
         ErrorKind::Conflict => state(error),
+        ErrorKind::Unauthenticated => Some(unknown_caller(asked)),
+        // Denials without a source come from this machine, not from the daemon.
+        ErrorKind::Denied if error.source().is_some() => {
+            Some("`snapctl whoami` shows your account, and what your token allows".to_owned())
+        }
         ErrorKind::Invalid if error.why().contains("plain HTTP") => {
             Some("--allow-plaintext allows it".to_owned())
         }
@@ -78,6 +88,31 @@ fn connection(error: &Error, asked: Asked<'_>) -> Option<String> {
         return None;
     };
     Some(said.to_owned())
+}
+
+/// Advice for a caller whom the daemon does not know.
+fn unknown_caller(asked: Asked<'_>) -> String {
+    if let Some(file) = asked.token_file {
+        let file = file.display();
+        return format!(
+            "the daemon does not accept the token in {file}, which may be revoked or expired"
+        );
+    }
+    if asked.withholds_token {
+        return "the token of the profile is for the profile's endpoint only; --token-file sends it \
+                elsewhere"
+            .to_owned();
+    }
+    let is_unix = asked.endpoint.is_empty() || asked.endpoint.starts_with("unix:");
+    let identity = if is_unix {
+        format!("uid:{}", rustix::process::getuid().as_raw())
+    } else {
+        "cert:SUBJECT".to_owned()
+    };
+    format!(
+        "the daemon does not know you: give a token (--token-file), or have its administrator add \
+         an identity (`snapctl account set NAME --add-identity {identity}`)"
+    )
 }
 
 /// Advice about a socket that this user may not open.

@@ -134,6 +134,8 @@ struct CopyJson<'a> {
     last_error_kind: Option<&'a str>,
     snapshot_id: Option<&'a str>,
     tags: &'a BTreeMap<String, String>,
+    /// `null` from daemons without accounts.
+    owner: Option<&'a str>,
 }
 
 impl<'a> From<&'a Copy> for CopyJson<'a> {
@@ -159,6 +161,7 @@ impl<'a> From<&'a Copy> for CopyJson<'a> {
             last_error_kind: copy.last_error_kind.map(ErrorKind::as_str),
             snapshot_id: copy.snapshot_id.as_deref(),
             tags: &copy.tags,
+            owner: output::owner(&copy.owner),
         }
     }
 }
@@ -372,6 +375,7 @@ fn show(copy: &Copy, options: &Options) -> Result<(), Failure> {
         facts.push(("Left", format!("{} s", left.as_secs())));
     }
     facts.extend(copy.last_error.iter().map(|why| ("Error", why.clone())));
+    facts.extend(output::other_owner(&copy.owner).map(|id| ("Owner", id)));
     facts.push(("Begun", output::time(copy.created_at)));
     if let Some(ended) = copy.ended_at {
         let took = ended.duration_since(copy.created_at);

@@ -17,7 +17,7 @@ volume, for example), 4 exists already, 5 daemon not reachable, \
 
 With --output json, an error is JSON too, on standard error: {\"error\": {\"kind\": KIND, \
 \"message\": TEXT}}. Nothing else is \
-written there. KIND is one of: not_found, already_exists, invalid, conflict, unreachable, out_of_space, damaged, unavailable, denied, file, \
+written there. KIND is one of: not_found, already_exists, invalid, conflict, unreachable, out_of_space, damaged, unavailable, denied, unauthenticated, file, \
 cancelled, internal. (Damage that a verification finds is a result, on standard output.)";
 
 /// The reason why a command failed.

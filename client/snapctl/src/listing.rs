@@ -20,6 +20,15 @@ pub(crate) struct Listing {
     /// List only those with this tag; given more than once, those with all of the tags
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
+    /// List only those of this account: self, an id, a name or an alias; or all [default: all that
+    /// you may see]
+    #[arg(
+        long,
+        value_name = "ACCOUNT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) owner: String,
     /// List at most this many
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,

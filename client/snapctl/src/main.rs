@@ -6,9 +6,11 @@
 // Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod account;
 mod advice;
 mod age;
 mod archive;
+mod audit;
 mod authorities;
 mod copy;
 mod device;
@@ -23,6 +25,7 @@ mod listing;
 mod meter;
 mod named;
 mod output;
+mod profile;
 mod qemu;
 mod remote;
 mod signals;
@@ -30,19 +33,31 @@ mod silence;
 mod size;
 mod snapshot;
 mod status;
+mod token_file;
 mod volume;
 
 use std::{
-    collections::HashSet, env, ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration,
+    collections::HashSet,
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::OnceLock,
+    time::Duration,
 };
 
 use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind as Usage,
 };
 use clap_complete::Shell;
-use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
+use varve_client::{
+    Client, Connector, Endpoint, Error, ErrorKind, Result as ClientResult, Tls, TokenSecret,
+};
 
-use self::{advice::Asked, exit::Failure, named::Named, output::Output, silence::Silence};
+use self::{
+    advice::Asked, exit::Failure, named::Named, output::Output, profile::Profile, silence::Silence,
+};
 
 /// Time that threads get after a command has failed: they may have files to remove.
 const THREADS_TIME: Duration = Duration::from_secs(1);
@@ -68,6 +83,13 @@ struct Options {
     /// unix:/run/varve/grpc.sock]
     #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
     endpoint: Option<String>,
+    /// File with the token to act by; only its owner may have access to it
+    #[arg(long, env = "VARVE_TOKEN_FILE", global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Profile of ~/.config/varve/config.toml with values for options of the connection that are
+    /// not given [default: the profile called default, if there is one]
+    #[arg(long, env = "VARVE_PROFILE", global = true, value_name = "NAME")]
+    profile: Option<String>,
     /// CA certificates to verify the daemon with (PEM), for https [default: the system's]
     #[arg(
         long,
@@ -106,6 +128,9 @@ struct Options {
     quiet: bool,
     #[arg(skip)]
     silence: Silence,
+    /// The profile, once a command has needed it.
+    #[arg(skip)]
+    loaded_profile: OnceLock<Profile>,
     #[arg(skip)]
     named: Named,
 }
@@ -130,6 +155,13 @@ enum Command {
     /// Name other daemons as sources of copies
     #[command(subcommand)]
     Remote(remote::Remotes),
+    /// Create, change and delete accounts and their tokens, and give them snapshots and volumes
+    #[command(subcommand)]
+    Account(account::Accounts),
+    /// Show the account that you act for
+    Whoami,
+    /// Show what was changed and refused, by whom and when
+    Audit(audit::Audit),
     /// Map exports to block devices of this machine
     #[command(subcommand)]
     Device(device::Devices),
@@ -158,21 +190,81 @@ enum Command {
 }
 
 impl Options {
+    /// The profile, for values that neither an option nor a variable of the environment has. A
+    /// wrong one fails only commands that connect.
+    fn profile(&self) -> Result<&Profile, Failure> {
+        if let Some(loaded) = self.loaded_profile.get() {
+            return Ok(loaded);
+        }
+        // An empty variable names none.
+        let name = self.profile.as_deref().filter(|name| !name.is_empty());
+        let loaded = Profile::load(name)?;
+        Ok(self.loaded_profile.get_or_init(|| loaded))
+    }
+
     /// The daemon's endpoint, as given. A wrong one fails only commands that use it.
     fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
         let given = self.endpoint.as_ref();
+        let given = match given {
+            Some(given) => Some(given),
+            None => self.profile()?.endpoint.as_ref(),
+        };
         let endpoint = given.map(|text| text.parse()).transpose();
         Ok(endpoint?)
     }
 
+    /// The file with the token for an endpoint. The token of a profile does not go to another
+    /// endpoint than that of the profile: it is a secret between the user and that daemon.
+    fn token_file(&self, endpoint: &Endpoint) -> Result<Option<&Path>, Failure> {
+        if self.token_file.is_some() {
+            return Ok(self.token_file.as_deref());
+        }
+        let profile = self.profile()?;
+        let its_own = profile
+            .endpoint
+            .as_ref()
+            .map(|text| text.parse::<Endpoint>());
+        let is_its_own = match its_own {
+            Some(its_own) => its_own.is_ok_and(|its_own| its_own == *endpoint),
+            None => true,
+        };
+        Ok(profile.token_file.as_deref().filter(|_| is_its_own))
+    }
+
+    fn token(&self, endpoint: &Endpoint) -> Result<Option<TokenSecret>, Failure> {
+        let file = self.token_file(endpoint)?;
+        Ok(file.map(token_file::read).transpose()?)
+    }
+
+    /// Says that a variable wins over the profile that the user has named: it may be a leftover of
+    /// another session.
+    fn remark_on_variable(&self) -> Result<(), Failure> {
+        let (Some(name), Some(endpoint)) = (&self.profile, &self.endpoint) else {
+            return Ok(());
+        };
+        let profile = self.profile()?;
+        let differs = profile.endpoint.as_ref().is_some_and(|its| its != endpoint);
+        if differs && env::var("VARVE_ENDPOINT").as_ref() == Ok(endpoint) {
+            self.remark(format_args!(
+                "VARVE_ENDPOINT wins over the endpoint of the profile {name}: using {endpoint}"
+            ));
+        }
+        Ok(())
+    }
+
     async fn connect(&self) -> Result<Client, Failure> {
+        self.remark_on_variable()?;
         let given = self.endpoint()?;
         let endpoint = given.clone().unwrap_or_default();
         let tls = match &given {
             Some(_) => self.tls()?,
             None => Tls::default(),
         };
-        let connecting = Client::connect_with(&endpoint, &tls);
+        let mut connector = Connector::new(endpoint.clone()).tls(tls);
+        if let Some(token) = self.token(&endpoint)? {
+            connector = connector.token(token);
+        }
+        let connecting = connector.connect();
         let connected = match self.timeout {
             None => connecting.await,
             Some(seconds) => {
@@ -202,11 +294,17 @@ impl Options {
             let content = fs::read(path);
             content.map_err(|error| Error::file(format!("read {}", path.display()), error))
         };
+        let profile = self.profile()?;
         let mut tls = Tls::default();
-        if let Some(authorities) = &self.tls_ca {
+        if let Some(authorities) = self.tls_ca.as_ref().or(profile.tls_ca.as_ref()) {
             tls = tls.trusting(authorities::read(authorities)?);
         }
-        match (&self.tls_cert, &self.tls_key) {
+        let pair = match (&self.tls_cert, &self.tls_key) {
+            (None, None) => (&profile.tls_cert, &profile.tls_key),
+            // A certificate and the key of another one do not fit.
+            given => given,
+        };
+        match pair {
             (Some(cert), Some(key)) => Ok(tls.showing(read(cert)?, read(key)?)),
             (None, None) => Ok(tls),
             _ => Err(Failure::usage(
@@ -229,10 +327,24 @@ impl Options {
 
     /// The connection settings, for advice.
     fn asked(&self) -> Asked<'_> {
+        let profile = self.loaded_profile.get();
+        let endpoint = self.endpoint.as_ref();
+        let endpoint = endpoint.or_else(|| profile?.endpoint.as_ref());
+        let endpoint = endpoint.map(String::as_str).unwrap_or_default();
+        let tls_ca = self.tls_ca.as_deref();
+        let parsed = match endpoint {
+            "" => Some(Endpoint::default()),
+            text => text.parse().ok(),
+        };
+        let token_file = parsed.and_then(|parsed| self.token_file(&parsed).ok().flatten());
+        let has_other_token = profile.is_some_and(|profile| profile.token_file.is_some());
         Asked {
-            endpoint: self.endpoint.as_deref().unwrap_or_default(),
-            tls_ca: self.tls_ca.as_deref(),
-            has_cert: self.tls_cert.is_some(),
+            endpoint,
+            tls_ca: tls_ca.or_else(|| profile?.tls_ca.as_deref()),
+            has_cert: self.tls_cert.is_some()
+                || profile.is_some_and(|profile| profile.tls_cert.is_some()),
+            token_file,
+            withholds_token: token_file.is_none() && has_other_token,
         }
     }
 
@@ -355,6 +467,9 @@ async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
         Command::Volume(volume) => volume.run(options).await,
         Command::Copy(copies) => copies.run(options).await,
         Command::Remote(remotes) => remotes.run(options).await,
+        Command::Account(accounts) => accounts.run(options).await,
+        Command::Whoami => account::whoami(options).await,
+        Command::Audit(audit) => audit.run(options).await,
         Command::Device(devices) => devices.run(options).await,
         Command::Map(map) => device::Devices::Map(map).run(options).await,
         Command::Unmap(unmap) => device::Devices::Unmap(unmap).run(options).await,

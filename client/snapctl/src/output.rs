@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
-use varve_client::{Snapshot, SnapshotState, Volume, VolumeStatus};
+use varve_client::{ADMINISTRATOR, Snapshot, SnapshotState, Volume, VolumeStatus};
 use varve_content::printable::{printable, printable_json};
 
 use crate::exit::Failure;
@@ -50,6 +50,8 @@ pub(crate) struct SnapshotJson<'a> {
     progress: Option<ProgressJson>,
     /// `null` unless it has failed.
     failure: Option<&'a str>,
+    /// `null` from daemons without accounts, and in archives.
+    owner: Option<&'a str>,
 }
 
 /// Progress of a pending snapshot, as JSON.
@@ -80,6 +82,7 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
                 total_bytes: progress.total_bytes,
             }),
             failure: snapshot.failure.as_deref(),
+            owner: owner(&snapshot.owner),
         }
     }
 }
@@ -96,6 +99,8 @@ pub(crate) struct VolumeJson<'a> {
     tags: &'a BTreeMap<String, String>,
     attached_at: Option<String>,
     attachments: u64,
+    /// `null` from daemons without accounts.
+    owner: Option<&'a str>,
     /// Only where a single volume is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<VolumeStatusJson<'a>>,
@@ -150,6 +155,7 @@ impl<'a> From<&'a Volume> for VolumeJson<'a> {
             tags: &volume.tags,
             attached_at: volume.attached_at.and_then(rfc3339),
             attachments: volume.attachments,
+            owner: owner(&volume.owner),
             status: volume.status.as_ref().map(VolumeStatusJson::from),
         }
     }
@@ -236,10 +242,14 @@ impl Rows {
 }
 
 /// A table without lines, with these headings. Headings of numbers, which are aligned to the right,
-/// begin with `>`; a `+` in front of that marks a column of `--output wide`. The other columns fit
-/// a terminal of 80 columns.
+/// begin with `>`; a `+` in front of that marks a column of `--output wide`, and a `-` one that is
+/// hidden. The other columns fit a terminal of 80 columns.
 pub(crate) fn table(headings: &[&str], output: Output) -> Rows {
-    let is_shown = |heading: &&str| output == Output::Wide || !heading.starts_with('+');
+    let is_shown = |heading: &&str| match heading.chars().next() {
+        Some('-') => false,
+        Some('+') => output == Output::Wide,
+        _ => true,
+    };
     let shown = headings.iter().map(is_shown).collect();
     let headings: Vec<_> = headings
         .iter()
@@ -318,6 +328,26 @@ pub(crate) fn rfc3339(time: SystemTime) -> Option<String> {
 pub(crate) fn time(time: SystemTime) -> String {
     let whole = Timestamp::try_from(time).and_then(|time| Timestamp::from_second(time.as_second()));
     whole.map_or_else(|_| "?".to_owned(), |time| time.to_string())
+}
+
+/// The owner of a record for programs; `None` if the daemon has told none.
+pub(crate) fn owner(id: &str) -> Option<&str> {
+    (!id.is_empty()).then_some(id)
+}
+
+/// The owner of a record for people; `None` if it is the administrator.
+pub(crate) fn other_owner(id: &str) -> Option<String> {
+    owner(id)
+        .filter(|id| *id != ADMINISTRATOR)
+        .map(str::to_owned)
+}
+
+/// The heading of a column of owners, which is hidden if everything is the administrator's.
+pub(crate) fn owner_heading<'a>(mut owners: impl Iterator<Item = &'a str>) -> &'static str {
+    match owners.any(|id| other_owner(id).is_some()) {
+        true => "OWNER",
+        false => "-OWNER",
+    }
 }
 
 /// A snapshot's root for people.

@@ -24,7 +24,7 @@ use crate::{
 pub(crate) enum Volume {
     /// Make a volume, of zeros or with the content of a snapshot
     Create(Create),
-    /// List volumes, by name
+    /// List volumes, by owner, then by name
     #[command(visible_alias = "ls")]
     List(Listing),
     /// Show a volume
@@ -249,6 +249,7 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
     let filter = VolumeFilter {
         name_prefix: listing.name_prefix,
         tags,
+        owner: listing.owner,
     };
     let volumes: Vec<_> = client.volumes(filter).take(limit).try_collect().await?;
     if options.output == Output::Json {
@@ -256,14 +257,16 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
             volumes: volumes.iter().map(VolumeJson::from).collect(),
         });
     }
-    let mut table = output::table(
-        &["NAME", "ID", ">SIZE", "ATTACHED", "+CREATED", "+TAGS"],
-        options.output,
-    );
+    let owner = output::owner_heading(volumes.iter().map(|volume| &*volume.owner));
+    let headings = [
+        "NAME", "ID", owner, ">SIZE", "ATTACHED", "+CREATED", "+TAGS",
+    ];
+    let mut table = output::table(&headings, options.output);
     for volume in &volumes {
         table.add_row([
             volume.name.clone(),
             volume.id.clone(),
+            volume.owner.clone(),
             output::size(volume.size_bytes),
             volume
                 .attached_at
@@ -297,6 +300,7 @@ fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure>
         ("Attachments", volume.attachments.to_string()),
         ("Created", output::time(volume.created_at)),
     ];
+    facts.extend(output::other_owner(&volume.owner).map(|id| ("Owner", id)));
     if let Some(status) = &volume.status {
         facts.extend(status_facts(status));
     }

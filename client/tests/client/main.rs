@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod accounts;
 mod download;
 mod gc;
 mod hostile;

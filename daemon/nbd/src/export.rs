@@ -215,6 +215,12 @@ pub enum ExportError {
         /// In words.
         message: String,
     },
+    /// The client may not do this.
+    #[error("{message}")]
+    Denied {
+        /// In words.
+        message: String,
+    },
     /// The store cannot answer, because the disk failed, for example.
     #[error("{message}")]
     Unavailable {

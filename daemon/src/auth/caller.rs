@@ -2,8 +2,13 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+use varve_store::TokenId;
 
 use crate::{net::peer::Peer, resources::shares::Holder};
 
@@ -25,14 +30,18 @@ impl fmt::Display for Face {
     }
 }
 
-/// The caller of an operation: one connection, and the peer at its other end.
+/// The caller of an operation: one connection, the peer at its other end, and what it showed.
 ///
 /// Each face makes it in one place, for each connection that it serves, and passes it to every
-/// operation.
-#[derive(Debug, Clone, Copy)]
+/// operation. Whom it acts for is looked up for each operation: an account may change meanwhile.
+#[derive(Debug, Clone)]
 pub struct Caller {
     face: Face,
     peer: Peer,
+    /// The subject of the certificate that the peer showed.
+    certificate: Option<Arc<str>>,
+    /// The token of the call. Its secret was checked.
+    token: Option<TokenId>,
     /// Unique among the callers of this process.
     number: u64,
 }
@@ -47,8 +56,44 @@ impl Caller {
         Self {
             face,
             peer,
+            certificate: None,
+            token: None,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// The same with the subject of the certificate that its peer showed.
+    #[must_use]
+    pub fn with_certificate(self, subject: Option<Arc<str>>) -> Self {
+        Self {
+            certificate: subject,
+            ..self
+        }
+    }
+
+    /// The same caller with a token whose secret was checked.
+    #[must_use]
+    pub(crate) fn with_token(self, token: TokenId) -> Self {
+        Self {
+            token: Some(token),
+            ..self
+        }
+    }
+
+    pub(crate) const fn face(&self) -> Face {
+        self.face
+    }
+
+    pub(crate) const fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    pub(crate) fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
+    }
+
+    pub(crate) const fn token(&self) -> Option<TokenId> {
+        self.token
     }
 
     /// The holder of places and bytes: all operations of a connection share the limits of one
@@ -61,10 +106,15 @@ impl Caller {
     }
 }
 
-/// For the log: `grpc:7:unix:pid=4711,uid=0`.
+/// For the log: `grpc:7:unix:pid=4711,uid=0`, and the token or the certificate, if there is one.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.face, self.number, self.peer)
+        write!(f, "{}:{}:{}", self.face, self.number, self.peer)?;
+        match (&self.token, &self.certificate) {
+            (Some(token), _) => write!(f, ",{token}"),
+            (None, Some(subject)) => write!(f, ",cert:{subject:?}"),
+            (None, None) => Ok(()),
+        }
     }
 }
 
@@ -79,6 +129,7 @@ mod tests {
         let peer = Peer::Unix {
             process: Some(4711),
             user: 0,
+            group: 0,
         };
         let local = Caller::new(Face::Grpc, peer);
         let number = local.holder().number;

@@ -2,14 +2,28 @@
 //! target.
 //!
 //! Invariants: an [`Attempt`] is the only way to an operation, and it begins before anything is
-//! looked up or changed. The code that does the work logs it once, with the outcome. An attempt
-//! that is dropped before it has an outcome is logged as well, so every operation has a line.
+//! looked up or changed, unless the policy denies it. The code that does the work logs it once, with
+//! the outcome. An attempt that is dropped before it has an outcome is logged as well, so every
+//! operation has a line. Changes and refusals have a line in the audit log, too.
 
-use std::{fmt, thread, time::Instant};
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Instant,
+};
 
 use tracing::{debug, warn};
+use varve_store::AccountId;
 
-use super::Caller;
+use super::{
+    Caller, Directory, Principal,
+    audit::{Audit, AuditError, Event, OK},
+    policy::{Denied, is_change, permit},
+};
 use crate::{
     error::{Classified, ErrorKind},
     limits,
@@ -80,8 +94,21 @@ actions! {
     EstimateDelete,
     GetUsage,
     ListExports,
-    OpenExport,
+    OpenSnapshotExport,
+    OpenVolumeExport,
     CompareExport,
+    GiveSnapshot,
+    GiveVolume,
+    CreateAccount,
+    GetAccount,
+    ListAccounts,
+    UpdateAccount,
+    DeleteAccount,
+    WhoAmI,
+    CreateToken,
+    ListTokens,
+    RevokeToken,
+    ReadAudit,
 }
 
 /// The target of an operation, by the name or id that the caller gave.
@@ -96,6 +123,8 @@ pub(crate) enum Resource<'a> {
     Upload(&'a str),
     Copy(&'a str),
     Remote(&'a str),
+    Account(&'a str),
+    Token(&'a str),
 }
 
 impl fmt::Display for Resource<'_> {
@@ -108,6 +137,8 @@ impl fmt::Display for Resource<'_> {
             Self::Upload(key) => ("upload", key),
             Self::Copy(key) => ("copy", key),
             Self::Remote(key) => ("remote", key),
+            Self::Account(key) => ("account", key),
+            Self::Token(key) => ("token", key),
         };
         // Callers may send any text as a key.
         let (shown, more) = match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {
@@ -139,24 +170,6 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
-/// Runs an operation that ends if the caller goes away.
-///
-/// `on` has everything that the operation reads, changes or makes, as far as the caller named it.
-/// An empty `on` means the store as a whole.
-///
-/// # Errors
-///
-/// The errors of the work.
-pub(crate) async fn pass<T, E: Classified>(
-    caller: &Caller,
-    action: Action,
-    on: &[Resource<'_>],
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    let attempt = Attempt::begin(caller, action, on);
-    attempt.carry_out(work, |attempt, _| attempt.served()).await
-}
-
 /// Logs a change, or another outcome that operators see, in one line: the attempt, then these
 /// fields and words.
 macro_rules! done {
@@ -172,7 +185,44 @@ macro_rules! done {
 }
 pub(crate) use done;
 
-/// An operation under way, for the log. It moves with the work: if a task does the work, the task
+/// What the door asks and tells: the accounts, and the audit log.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    pub(crate) directory: Directory,
+    /// `None`: nothing is told.
+    pub(crate) audit: Option<Arc<Audit>>,
+}
+
+/// Why an operation does not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Closed {
+    /// The policy denies it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Changes wait until the audit log can be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+}
+
+impl Classified for Closed {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Denied(denied) => denied.kind(),
+            Self::Audit(_) => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// The outcome of a change, for the audit log.
+pub(crate) trait Changed {
+    /// The ids of what was made, changed or deleted.
+    fn ids(&self) -> Vec<String>;
+}
+
+/// The number of the next request.
+static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
+
+/// An operation under way, for the logs. It moves with the work: if a task does the work, the task
 /// has it.
 #[derive(Debug)]
 pub(crate) struct Attempt {
@@ -181,6 +231,11 @@ pub(crate) struct Attempt {
     on: String,
     started: Instant,
     state: State,
+    /// The number of the request, unique in this process.
+    request: u64,
+    /// The account of the caller, and how it is known.
+    who: Option<(AccountId, String)>,
+    audit: Option<Arc<Audit>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,13 +249,56 @@ enum State {
 }
 
 impl Attempt {
-    pub(crate) fn begin(caller: &Caller, action: Action, on: &[Resource<'_>]) -> Self {
+    /// Begins an operation, if the policy permits it.
+    ///
+    /// `on` has everything that the operation reads, changes or makes, as far as the caller named
+    /// it. An empty `on` means the store as a whole.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not begin.
+    pub(crate) fn begin(
+        door: &Door,
+        caller: &Caller,
+        action: Action,
+        on: &[Resource<'_>],
+    ) -> Result<Self, Closed> {
+        let principal = door.directory.principal(caller);
+        let mut attempt = Self::new(caller, action, on);
+        attempt.who = principal.as_ref().map(|it| (it.id(), it.identity.clone()));
+        attempt.audit.clone_from(&door.audit);
+        match attempt.permit(principal.as_ref()) {
+            Ok(()) => Ok(attempt),
+            Err(closed) => {
+                attempt.fail(&closed);
+                Err(closed)
+            }
+        }
+    }
+
+    fn permit(&self, principal: Option<&Principal>) -> Result<(), Closed> {
+        permit(principal, self.action)?;
+        if let (Some(audit), true) = (&self.audit, is_change(self.action)) {
+            audit.admit()?;
+        }
+        Ok(())
+    }
+
+    /// Logs an operation that was refused before the policy was asked.
+    pub(crate) fn refused(caller: &Caller, action: Action, error: &impl Classified) {
+        Self::new(caller, action, &[]).fail(error);
+    }
+
+    fn new(caller: &Caller, action: Action, on: &[Resource<'_>]) -> Self {
         Self {
-            caller: *caller,
+            caller: caller.clone(),
             action,
             on: Listed(on).to_string(),
             started: Instant::now(),
             state: State::OfCall,
+            request: NEXT_REQUEST.fetch_add(1, Ordering::Relaxed),
+            who: None,
+            audit: None,
         }
     }
 
@@ -212,11 +310,15 @@ impl Attempt {
     /// A part of an operation on many resources: the one on these. It has a line of its own.
     pub(crate) fn part(&self, on: &[Resource<'_>]) -> Self {
         Self {
-            caller: self.caller,
+            caller: self.caller.clone(),
             action: self.action,
             on: Listed(on).to_string(),
             started: self.started,
             state: State::Ended,
+            request: self.request,
+            who: self.who.clone(),
+            // The whole has one line there.
+            audit: None,
         }
     }
 
@@ -251,24 +353,90 @@ impl Attempt {
         work: impl Future<Output = Result<T, E>>,
         tell: impl FnOnce(&Self, &T),
     ) -> Result<T, E> {
+        self.carry(work, tell, |_| Vec::new()).await
+    }
+
+    /// Does the work of a change, and tells the audit log what has changed.
+    pub(crate) async fn carry_out_change<T: Changed, E: Classified>(
+        self,
+        work: impl Future<Output = Result<T, E>>,
+        tell: impl FnOnce(&Self, &T),
+    ) -> Result<T, E> {
+        self.carry(work, tell, T::ids).await
+    }
+
+    async fn carry<T, E: Classified>(
+        mut self,
+        work: impl Future<Output = Result<T, E>>,
+        tell: impl FnOnce(&Self, &T),
+        ids: impl FnOnce(&T) -> Vec<String>,
+    ) -> Result<T, E> {
         let outcome = work.await;
         match &outcome {
-            Ok(outcome) => self.succeed(|attempt| tell(attempt, outcome)),
+            Ok(done) => {
+                self.state = State::Ended;
+                tell(&self, done);
+                let changed = ids(done);
+                // The caller knows of the change only when the line is there.
+                if let Some(audit) = self.audit_of_change() {
+                    self.told(&changed, OK, None, |event| audit.record(event))
+                        .await;
+                }
+            }
             Err(error) => self.fail(error),
         }
         outcome
     }
 
-    /// Ends it with success.
-    fn succeed(mut self, tell: impl FnOnce(&Self)) {
-        self.state = State::Ended;
-        tell(&self);
-    }
-
     /// Ends it with an error.
     pub(crate) fn fail(mut self, error: &impl Classified) {
         self.state = State::Ended;
-        self.failed(error.kind(), &error.to_string());
+        let (kind, text) = (error.kind(), error.to_string());
+        self.failed(kind, &text);
+        let is_refusal = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated].contains(&kind);
+        let audit = self.audit.as_ref();
+        if let Some(audit) = audit.filter(|_| is_refusal || is_change(self.action)) {
+            self.told(&[], kind.name(), Some(&text), |event| audit.refuse(event));
+        }
+    }
+
+    fn audit_of_change(&self) -> Option<&Audit> {
+        self.audit.as_deref().filter(|_| is_change(self.action))
+    }
+
+    /// Makes the event of the outcome, for the audit log.
+    fn told<T>(
+        &self,
+        changed: &[String],
+        result: &str,
+        message: Option<&str>,
+        tell: impl FnOnce(&Event<'_>) -> T,
+    ) -> T {
+        let account = self.who.as_ref().map(|(account, _)| account.to_string());
+        let identity = self.who.as_ref().map(|(_, identity)| &**identity);
+        let request = format!("{}-{}", process_token(), self.request);
+        tell(&Event {
+            account: account.as_deref(),
+            identity: identity.unwrap_or_default(),
+            from: &self.caller.peer().to_string(),
+            face: &self.caller.face().to_string(),
+            action: self.name(),
+            resources: self.target(),
+            result,
+            message,
+            request: Some(&request),
+            changed,
+        })
+    }
+
+    /// Logs an end without an outcome: what has changed is not known.
+    fn cut_off(&self, kind: ErrorKind, error: &str) {
+        self.failed(kind, error);
+        if let Some(audit) = self.audit_of_change() {
+            self.told(&[], kind.name(), Some(error), |event| {
+                audit.try_record(event)
+            });
+        }
     }
 
     /// Logs a success at the level `debug`.
@@ -294,10 +462,10 @@ impl Drop for Attempt {
         let panicked = thread::panicking();
         match self.state {
             State::Ended => {}
-            _ if panicked => self.failed(ErrorKind::Internal, "it failed by a bug"),
+            _ if panicked => self.cut_off(ErrorKind::Internal, "it failed by a bug"),
             State::OfTask => {
                 let error = "the daemon stopped before it was done";
-                self.failed(ErrorKind::Unavailable, error);
+                self.cut_off(ErrorKind::Unavailable, error);
             }
             State::OfCall => {
                 let (call, caller, on) = (self.name(), &self.caller, self.target());
@@ -306,6 +474,12 @@ impl Drop for Attempt {
             }
         }
     }
+}
+
+/// A part of request ids that differs between processes: the time when this one drew it.
+fn process_token() -> u64 {
+    static TOKEN: OnceLock<u64> = OnceLock::new();
+    *TOKEN.get_or_init(|| varve_store::now_ns() / 1_000_000_000)
 }
 
 #[cfg(test)]
@@ -326,7 +500,7 @@ mod tests {
     }
 
     fn attempt() -> Attempt {
-        Attempt::begin(&caller(), Action::DeleteVolume, &[Resource::Volume("db")])
+        Attempt::new(&caller(), Action::DeleteVolume, &[Resource::Volume("db")])
     }
 
     #[test]
@@ -349,9 +523,9 @@ mod tests {
             r#"snapshot "x, volume y\" caller=me seconds=0""#
         );
         let outcome = Ok::<_, Error>(());
-        pass(&caller(), Action::GetSnapshot, &on, async { outcome })
-            .await
-            .unwrap();
+        let attempt = Attempt::new(&caller(), Action::GetSnapshot, &on);
+        let served = attempt.carry_out(async { outcome }, |attempt, ()| attempt.served());
+        served.await.unwrap();
         let line = log.line("call served");
         // Outside of quotes.
         let mut plain = String::new();
@@ -375,7 +549,8 @@ mod tests {
         let caller = caller();
         let on = [Resource::Snapshot("web")];
         let endless = std::future::pending::<Result<(), Error>>();
-        let mut call = Box::pin(pass(&caller, Action::GetSnapshot, &on, endless));
+        let attempt = Attempt::new(&caller, Action::GetSnapshot, &on);
+        let mut call = Box::pin(attempt.carry_out(endless, |attempt, ()| attempt.served()));
         assert!(poll!(&mut call).is_pending());
         assert_eq!(log.lines(), Vec::<String>::new());
         drop(call);

@@ -1,13 +1,29 @@
-//! Callers, and the one door that every operation passes through.
+//! Callers, whom they act for, and the one door that every operation passes through.
 //!
 //! - `caller`: the caller, made once for each connection, where it is accepted.
-//! - `door`: operations, their targets, and the function that permits them.
+//! - `directory`: accounts and tokens in memory, and whom a caller acts for.
+//! - `accounts`: their changes, in the store and in memory.
+//! - `policy`: who may do which operation.
+//! - `door`: operations, their targets, and the attempt that the policy permits.
+//! - `audit`: the log of changes and refusals.
+//! - `token`, `key`: tokens as texts, and the key of the hashes of their secrets.
+//! - `failures`: slows down who shows wrong tokens.
 //!
-//! Every caller is the administrator today: a peer that may connect may do everything. Sockets and
-//! TLS decide who may connect, see [`net`](crate::net).
+//! Sockets and TLS decide who may connect, see [`net`](crate::net).
 
+mod accounts;
+pub mod audit;
 mod caller;
+mod directory;
 mod door;
+mod failures;
+pub(crate) mod key;
+mod policy;
+mod token;
 
+pub(crate) use accounts::{Accounts, LoadError};
 pub use caller::{Caller, Face};
-pub(crate) use door::{Action, Attempt, Resource, done, pass};
+pub(crate) use directory::{Directory, Principal, TokenError};
+pub(crate) use door::{Action, Attempt, Changed, Closed, Door, Resource, done};
+pub(crate) use failures::Failures;
+pub(crate) use policy::Denied;

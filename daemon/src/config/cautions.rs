@@ -58,7 +58,7 @@ impl Config {
     }
 }
 
-/// There are no accounts yet: a peer that reaches a TCP address may do everything, unless the
+/// As long as there are no accounts, a peer that reaches a TCP address may do everything, unless the
 /// daemon requires certificates.
 fn open(
     service: &str,

@@ -4,6 +4,7 @@
 //! `settings` is the one list of settings: keys, variables, flags. Here the values get their types.
 //! Every refusal names the setting and the origin of its value.
 
+mod audit;
 mod cautions;
 mod error;
 mod gc;
@@ -22,6 +23,7 @@ use std::{
 use varve_content::Compression;
 use varve_store::io::IoEngine;
 
+pub use audit::AuditConfig;
 pub use cautions::unknown_variables;
 pub use error::ConfigError;
 pub(crate) use gc::limited_rate;
@@ -58,6 +60,8 @@ pub struct Config {
     pub copies: CopiesConfig,
     /// Time without progress after which an upload is dropped.
     pub upload_idle: Duration,
+    /// The audit log.
+    pub audit: AuditConfig,
     /// The log.
     pub log: LogConfig,
 }
@@ -250,6 +254,7 @@ impl Config {
                 .map_or(limits::UPLOAD_IDLE, |seconds| {
                     Duration::from_secs(seconds as u64)
                 }),
+            audit: AuditConfig::resolve(values)?,
             log: LogConfig {
                 filter: values
                     .parse("log.filter", |text| {

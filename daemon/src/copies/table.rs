@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Mutex as AsyncMutex, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use varve_store::{CopyId, CopyRecord, Error, RemoteRecord, Store, now_ns};
+use varve_store::{AccountId, CopyId, CopyRecord, Error, RemoteRecord, Store, now_ns};
 
 use super::{
     job::{Begun, Job, Status},
@@ -20,6 +20,8 @@ use crate::{config::CopiesConfig, limits, resources::shares::Shares, tasks::Task
 /// A copy to begin.
 #[derive(Debug, Clone)]
 pub(crate) struct NewCopy {
+    /// The account that the copy and its snapshot will belong to.
+    pub(crate) owner: AccountId,
     pub(crate) source: Source,
     /// Name of the snapshot here; empty: as at the source.
     pub(crate) name: String,
@@ -88,6 +90,7 @@ impl Copies {
         self.0.engine.remotes.check(&new.source).await?;
         let (id, source) = (CopyId::random()?, new.source);
         let job = Arc::new(Job::new(CopyRecord {
+            owner: new.owner,
             allow_plaintext: source.allow_plaintext,
             name: new.name,
             tags: new.tags,
@@ -170,9 +173,13 @@ impl Copies {
         Ok(job.status())
     }
 
-    /// Estimates how much a copy would fetch.
-    pub(crate) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
-        self.0.engine.estimate(source).await
+    /// Estimates how much a copy of an account would fetch.
+    pub(crate) async fn estimate(
+        &self,
+        owner: AccountId,
+        source: &Source,
+    ) -> Result<Estimate, CopyError> {
+        self.0.engine.estimate(owner, source).await
     }
 
     /// Adds a remote. Returns its record with the time at which it was added.

@@ -202,6 +202,13 @@ fn extents(extents: &[varve_store::Extent]) -> Vec<Extent> {
 fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
     match error {
         Error::Store(error) => refuse_store(error, name, offset),
+        // A name that cannot be.
+        Error::Field { .. } => ExportError::NotFound {
+            name: name.to_owned(),
+        },
+        Error::Denied(denied) => ExportError::Denied {
+            message: denied.to_string(),
+        },
         Error::Detached => ExportError::Detached {
             message: error.to_string(),
         },

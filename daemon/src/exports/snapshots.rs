@@ -44,7 +44,7 @@ impl CallerExports {
             .map_err(|error| refuse(error, name, 0))?;
         Ok(SnapshotExport {
             info: info(name.to_owned(), reader.record()),
-            references: References::new(self.service.clone(), self.caller),
+            references: References::new(self.service.clone(), self.caller.clone()),
             ahead: ReadAhead::default(),
             reader,
         })

@@ -45,7 +45,7 @@ impl CallerExports {
             .map_err(|error| refuse(error, name, 0))?;
         Ok(VolumeExport {
             info: info_of(name.to_owned(), volume.record()),
-            references: References::new(self.service.clone(), self.caller),
+            references: References::new(self.service.clone(), self.caller.clone()),
             ahead: ReadAhead::default(),
             volume,
         })

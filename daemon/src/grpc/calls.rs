@@ -21,7 +21,7 @@ pub(super) type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> +
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions().get::<Caller>();
     caller
-        .copied()
+        .cloned()
         .ok_or_else(|| Status::internal("the call came by no connection"))
 }
 
@@ -43,7 +43,7 @@ pub(super) fn decoded<T>(
     decode: impl FnOnce() -> Result<T>,
 ) -> Result<T, Status> {
     decode().map_err(|error| {
-        Attempt::begin(caller, action, &[]).fail(&error);
+        Attempt::refused(caller, action, &error);
         status(error)
     })
 }

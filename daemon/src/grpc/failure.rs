@@ -75,6 +75,7 @@ fn code(kind: ErrorKind) -> Code {
         ErrorKind::Internal => Code::Internal,
         ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::DataLoss => Code::DataLoss,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
     }
 }
 
@@ -86,7 +87,8 @@ fn kind(code: Code) -> ErrorKind {
         Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
         Code::NotFound => ErrorKind::NotFound,
         Code::AlreadyExists => ErrorKind::AlreadyExists,
-        Code::PermissionDenied | Code::Unauthenticated => ErrorKind::PermissionDenied,
+        Code::PermissionDenied => ErrorKind::PermissionDenied,
+        Code::Unauthenticated => ErrorKind::Unauthenticated,
         Code::ResourceExhausted => ErrorKind::ResourceExhausted,
         Code::FailedPrecondition | Code::Aborted => ErrorKind::FailedPrecondition,
         Code::OutOfRange => ErrorKind::OutOfRange,

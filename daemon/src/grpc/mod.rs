@@ -8,13 +8,14 @@
 //! - `connections`: sockets, bounded in number.
 //! - `serve`: HTTP/2 and calls, with bounds on all resources that peers can take. It makes the
 //!   [`Caller`](crate::auth::Caller) of a connection.
-//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`, `gc`: one
-//!   file for each service. Methods decode, call the `service`, and encode.
+//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`, `accounts`,
+//!   `gc`: one file for each service. Methods decode, call the `service`, and encode.
 //! - `calls`: the common part of all methods.
 //! - `convert`: every conversion between messages and the service's types.
 //! - `failure`: the one match from kinds of failures to gRPC's codes.
 //! - `health`: the standard health service.
 
+mod accounts;
 mod calls;
 mod connections;
 mod content;

@@ -5,8 +5,9 @@ use tonic_health::pb::health_server::HealthServer;
 use varve_proto::{
     DESCRIPTORS,
     v1::{
-        content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
-        gc_service_server::GcServiceServer, remote_service_server::RemoteServiceServer,
+        account_service_server::AccountServiceServer, content_service_server::ContentServiceServer,
+        copy_service_server::CopyServiceServer, gc_service_server::GcServiceServer,
+        remote_service_server::RemoteServiceServer,
         replication_service_server::ReplicationServiceServer,
         snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
         volume_service_server::VolumeServiceServer,
@@ -14,8 +15,9 @@ use varve_proto::{
 };
 
 use super::{
-    Health, content::Content, copies::CopyCalls, gc::GcCalls, remotes::RemoteCalls,
-    replication::Replication, snapshots::Snapshots, status::StatusOf, volumes::Volumes,
+    Health, accounts::AccountCalls, content::Content, copies::CopyCalls, gc::GcCalls,
+    remotes::RemoteCalls, replication::Replication, snapshots::Snapshots, status::StatusOf,
+    volumes::Volumes,
 };
 use crate::{limits, service::Service};
 
@@ -39,6 +41,7 @@ pub(crate) fn routes(service: &Service, health: &Health) -> Result<Routes, Route
     let replication = Replication(service.clone());
     let copies = CopyCalls(service.clone());
     let remotes = RemoteCalls(service.clone());
+    let accounts = AccountCalls(service.clone());
     let gc = GcCalls(service.clone());
     let status = StatusOf(service.clone());
     let reflection = || {
@@ -57,6 +60,7 @@ pub(crate) fn routes(service: &Service, health: &Health) -> Result<Routes, Route
         .add_service(ReplicationServiceServer::new(replication).max_decoding_message_size(small))
         .add_service(CopyServiceServer::new(copies).max_decoding_message_size(small))
         .add_service(RemoteServiceServer::new(remotes).max_decoding_message_size(small))
+        .add_service(AccountServiceServer::new(accounts).max_decoding_message_size(small))
         .add_service(GcServiceServer::new(gc).max_decoding_message_size(limits::MESSAGE_BYTES_MAX))
         .add_service(StatusServiceServer::new(status).max_decoding_message_size(small))
         .add_service(HealthServer::new(health.service()).max_decoding_message_size(small))

@@ -96,6 +96,17 @@ impl SnapshotService for Snapshots {
         calls::answer(tagged, convert::snapshot).await
     }
 
+    async fn give_snapshot(
+        &self,
+        request: Request<v1::GiveSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let (caller, request) = calls::opened(request)?;
+        let given = self
+            .0
+            .give_snapshot(&caller, &request.snapshot, &request.account);
+        calls::answer(given, convert::snapshot).await
+    }
+
     async fn diff_snapshots(
         &self,
         request: Request<v1::DiffSnapshotsRequest>,

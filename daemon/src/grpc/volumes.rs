@@ -80,6 +80,17 @@ impl VolumeService for Volumes {
         calls::answer(tagged, convert::volume).await
     }
 
+    async fn give_volume(
+        &self,
+        request: Request<v1::GiveVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let (caller, request) = calls::opened(request)?;
+        let given = self
+            .0
+            .give_volume(&caller, &request.volume, &request.account);
+        calls::answer(given, convert::volume).await
+    }
+
     async fn delete_volume(
         &self,
         request: Request<v1::DeleteVolumeRequest>,

@@ -11,6 +11,7 @@ pub enum Peer {
     Unix {
         process: Option<i32>,
         user: u32,
+        group: u32,
     },
     UnknownUnix,
     /// A stream that did not come from a listener.
@@ -21,7 +22,7 @@ pub enum Peer {
 /// The group of a peer: all peers with one key share one part.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum PeerKey {
-    /// Users of a unix socket. They may do everything, and are distinguished only in their
+    /// Users of a unix socket. They are of this machine, and are distinguished only in their
     /// handshakes.
     Local { user: Option<u32> },
     /// A host; with IPv6 a network of 64 bits, in which a host has any number of addresses.
@@ -35,6 +36,7 @@ impl Peer {
             Ok(credentials) => Self::Unix {
                 process: credentials.pid(),
                 user: credentials.uid(),
+                group: credentials.gid(),
             },
             Err(_) => Self::UnknownUnix,
         }
@@ -46,6 +48,15 @@ impl Peer {
             Self::Unix { user, .. } => PeerKey::Local { user: Some(*user) },
             Self::UnknownUnix | Self::Given => PeerKey::Local { user: None },
             Self::Tcp(address) => PeerKey::Remote(network(address.ip().to_canonical())),
+        }
+    }
+
+    /// Returns true if others can read what is said in clear: the address is not loopback.
+    #[must_use]
+    pub fn is_on_a_network(&self) -> bool {
+        match self {
+            Self::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            Self::Unix { .. } | Self::UnknownUnix | Self::Given => false,
         }
     }
 
@@ -68,10 +79,12 @@ impl fmt::Display for Peer {
             Self::Unix {
                 process: Some(process),
                 user,
+                ..
             } => write!(f, "unix:pid={process},uid={user}"),
             Self::Unix {
                 process: None,
                 user,
+                ..
             } => write!(f, "unix:uid={user}"),
             Self::UnknownUnix => write!(f, "unix"),
             Self::Given => write!(f, "given"),

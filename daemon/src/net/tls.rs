@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig, ServerConnection,
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject as _},
@@ -21,6 +21,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 use varve_client::Tls;
+use x509_cert::{Certificate, der::Decode as _};
 
 use super::limits::TLS_FILE_BYTES_MAX;
 use crate::config::{CopiesConfig, TlsConfig};
@@ -99,6 +100,31 @@ impl ServerError {
                 source.raw_os_error().is_some() && !is_of_file
             }
             Self::Useless { .. } => false,
+        }
+    }
+}
+
+/// Bytes of a certificate's subject that is taken as an identity.
+const SUBJECT_BYTES_MAX: usize = varve_store::limits::SUBJECT_BYTES_MAX;
+
+/// What a client showed in its TLS handshake.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// The subject of its certificate, as RFC 4514 writes it. `None`: no certificate, or one whose
+    /// subject is empty, too long or cannot be read.
+    pub subject: Option<Arc<str>>,
+}
+
+impl Shown {
+    /// What the client of a connection showed. The handshake has checked the certificate.
+    #[must_use]
+    pub fn on(connection: &ServerConnection) -> Self {
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let subject = certificate.and_then(|it| Certificate::from_der(it).ok());
+        let subject = subject.map(|it| it.tbs_certificate.subject.to_string());
+        let is_usable = |it: &String| (1..=SUBJECT_BYTES_MAX).contains(&it.len());
+        Self {
+            subject: subject.filter(is_usable).map(Arc::from),
         }
     }
 }

@@ -81,17 +81,15 @@ impl Attachments {
         }
     }
 
-    /// Opens the volume `key`: a name, an id, or an id with the number that the attachment must
-    /// have (`vol-...@7`).
+    /// Opens a volume. Its attachment must have the number `wanted`, if there is one.
     ///
     /// # Errors
     ///
     /// The volume is not attached, or its attachment has another number; and errors of the store.
-    pub(super) async fn open(&self, key: &str) -> Result<AttachedVolume> {
-        let (key, wanted) = split_attachment(key);
+    pub(super) async fn open(&self, key: VolumeKey, wanted: Option<u64>) -> Result<AttachedVolume> {
         let id = match key {
             VolumeKey::Id(id) => id,
-            VolumeKey::Name(_) => self.store.volume(&key).await?.id,
+            VolumeKey::Name { .. } => self.store.volume(&key).await?.id,
         };
         let place = self.place(id);
         let mut used = place.lock().await;
@@ -175,12 +173,11 @@ impl Attachments {
 }
 
 /// Splits `vol-...@7` into the key and the number that the attachment must have.
-fn split_attachment(key: &str) -> (VolumeKey, Option<u64>) {
+pub(super) fn split_attachment(key: &str) -> (&str, Option<u64>) {
     let split = key.rsplit_once('@').and_then(|(id, number)| {
         let number = number.parse().ok()?;
         // The name of a volume may end in `@7`, too.
         VolumeId::is_of_its_form(id).then_some((id, Some(number)))
     });
-    let (key, number) = split.unwrap_or((key, None));
-    (key.into(), number)
+    split.unwrap_or((key, None))
 }

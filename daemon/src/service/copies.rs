@@ -8,13 +8,14 @@ use super::{
     page_token::{self, Filters},
     pages::{ListRequest, Page},
     request,
+    sight::Sight,
 };
 pub(crate) use crate::copies::{
     Estimate, NewCopy, Source as CopySource, State as CopyState, Status as CopyStatus,
 };
 use crate::{
-    auth::{Action, Caller, Resource, done},
-    copies::Begun,
+    auth::{Action, Caller, Denied, Resource, done},
+    copies::{Begun, Copies},
 };
 
 impl Service {
@@ -24,9 +25,14 @@ impl Service {
         let on = [Resource::Remote(&remote), Resource::Snapshot(&name)];
         // A copy without a name takes the name of the snapshot at the source.
         let on = if name.is_empty() { &on[..1] } else { &on[..] };
-        let copies = self.0.parts.copies.clone();
+        let (copies, sight) = (self.0.parts.copies.clone(), self.sight(caller));
         let change = async move {
+            let new = NewCopy {
+                owner: sight.account()?,
+                ..new
+            };
             check_new(&new)?;
+            may_use(&sight, &new.source)?;
             Ok(copies.begin(new).await?)
         };
         let call = (caller, Action::CreateCopy);
@@ -46,8 +52,9 @@ impl Service {
     /// The copy with this id.
     pub(crate) async fn copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::GetCopy, &on, async {
-            Ok(self.0.parts.copies.status(request::copy_id(id)?)?)
+            seen(&self.0.parts.copies, &sight, id)
         })
         .await
     }
@@ -58,16 +65,21 @@ impl Service {
         caller: &Caller,
         request: &ListRequest,
     ) -> Result<Page<CopyStatus>> {
+        let sight = self.sight(caller);
         self.pass(caller, Action::ListCopies, &[], async {
+            let owner = sight.owner(&request.owner)?;
             let filters = Filters {
                 listing: page_token::COPIES,
+                owner,
                 name_prefix: "",
                 tags: &BTreeMap::new(),
             };
             let (tokens, limit) = (filters.tokens(), request.limit());
             let before = tokens.decode(&request.page_token)?;
             let before = before.as_deref().map(begun_at).transpose()?;
-            let found = self.0.parts.copies.list(before).take(limit + 1);
+            let found = self.0.parts.copies.list(before);
+            let is_listed = |copy: &CopyStatus| owner.is_none_or(|it| it == copy.record.owner);
+            let found = found.filter(is_listed).take(limit + 1);
             Ok(Page::of(found.collect(), limit, tokens))
         })
         .await
@@ -76,11 +88,12 @@ impl Service {
     /// Cancels a copy. Chunks that have arrived stay.
     pub(crate) async fn cancel_copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
-        let (copies, id) = (self.0.parts.copies.clone(), request::copy_id(id));
+        let (copies, sight) = (self.0.parts.copies.clone(), self.sight(caller));
+        let id = id.to_owned();
         let change = async move {
-            let id = id?;
-            let had_ended = copies.status(id)?.state.has_ended();
-            Ok((copies.cancel(id).await?, had_ended))
+            let copy = seen(&copies, &sight, &id)?;
+            let had_ended = copy.state.has_ended();
+            Ok((copies.cancel(copy.record.id).await?, had_ended))
         };
         let call = (caller, Action::CancelCopy);
         let cancelled = self.change(
@@ -107,8 +120,12 @@ impl Service {
         bytes_per_second: u64,
     ) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
-        let (copies, id) = (self.0.parts.copies.clone(), request::copy_id(id));
-        let change = async move { Ok(copies.limit(id?, bytes_per_second).await?) };
+        let (copies, sight) = (self.0.parts.copies.clone(), self.sight(caller));
+        let id = id.to_owned();
+        let change = async move {
+            let copy = seen(&copies, &sight, &id)?;
+            Ok(copies.limit(copy.record.id, bytes_per_second).await?)
+        };
         let call = (caller, Action::LimitCopy);
         self.change(call, &on, change, move |attempt, limited: &CopyStatus| {
             let id = limited.record.id;
@@ -124,13 +141,34 @@ impl Service {
         source: &CopySource,
     ) -> Result<Estimate> {
         let on = [Resource::Remote(&source.endpoint)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::EstimateCopy, &on, async {
             check_source(source)?;
-            let estimate = Box::pin(self.0.parts.copies.estimate(source));
+            may_use(&sight, source)?;
+            let estimate = Box::pin(self.0.parts.copies.estimate(sight.account()?, source));
             Ok(estimate.await?)
         })
         .await
     }
+}
+
+/// The copy with this id, if the caller sees it.
+fn seen(copies: &Copies, sight: &Sight, id: &str) -> Result<CopyStatus> {
+    let status = copies.status(request::copy_id(id)?)?;
+    if !sight.sees(status.record.owner) {
+        return Err(request::no_copy(id));
+    }
+    Ok(status)
+}
+
+/// Checks that the caller may copy from a source. The daemon acts for nobody: other sources than
+/// named remotes are the administrator's.
+fn may_use(sight: &Sight, source: &CopySource) -> Result<()> {
+    // The name of a remote has no colon, and every other endpoint has one.
+    if sight.sees_all() || !(source.endpoint.contains(':') || source.allow_plaintext) {
+        return Ok(());
+    }
+    Err(Denied::Endpoint.into())
 }
 
 /// Parses the place of a page's last copy.
@@ -192,6 +230,7 @@ mod tests {
         }
         let refused = |name: &str, snapshot: &str| {
             let new = NewCopy {
+                owner: varve_store::AccountId::ADMINISTRATOR,
                 source: source("unix:/x", snapshot),
                 name: name.to_owned(),
                 tags: BTreeMap::new(),

@@ -3,6 +3,11 @@
 use varve_store::Error as StoreError;
 
 use crate::{
+    auth::{
+        Closed, Denied, LoadError, TokenError,
+        audit::{AuditError, ReadError},
+        key::KeyError,
+    },
     copies::CopyError,
     error::{Classified, ErrorKind},
     resources::shares::{Busy, GaveWay},
@@ -38,6 +43,21 @@ pub(crate) enum Error {
         /// How many may come.
         most: u64,
     },
+    /// The policy denies the operation.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Changes wait until the audit log can be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The audit log cannot be read.
+    #[error(transparent)]
+    ReadAudit(#[from] ReadError),
+    /// A token is not taken.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The key of the tokens cannot be made or used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The limit on work under way is reached.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -110,6 +130,11 @@ impl Classified for Error {
             Self::Field { .. } => ErrorKind::InvalidArgument,
             Self::TooMuch { .. } => ErrorKind::OutOfRange,
             Self::Silent { .. } => ErrorKind::DeadlineExceeded,
+            Self::Denied(denied) => denied.kind(),
+            Self::Audit(_) => ErrorKind::Unavailable,
+            Self::ReadAudit(_) => ErrorKind::Internal,
+            Self::Token(_) => ErrorKind::Unauthenticated,
+            Self::Key(_) => ErrorKind::FailedPrecondition,
             Self::Busy(_) | Self::GaveWay(_) => ErrorKind::ResourceExhausted,
             Self::Copy(error) => error.kind(),
             Self::NotAttached { .. } | Self::AttachedAgain { .. } | Self::Detached => {
@@ -120,6 +145,24 @@ impl Classified for Error {
             Self::Task(TaskEnded::Stopped { .. }) | Self::CutShort | Self::Stopping => {
                 ErrorKind::Unavailable
             }
+        }
+    }
+}
+
+impl From<Closed> for Error {
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::Denied(denied) => denied.into(),
+            Closed::Audit(error) => error.into(),
+        }
+    }
+}
+
+impl From<LoadError> for Error {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Store(error) => error.into(),
+            LoadError::Key(error) => error.into(),
         }
     }
 }

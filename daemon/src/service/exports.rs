@@ -1,27 +1,32 @@
 //! Snapshots and volumes as block devices: lists the exports and opens them.
 
 use varve_store::{
-    Error as StoreError, ListQuery, SnapshotId, SnapshotKey, SnapshotReader, SnapshotRecord,
-    VolumeId, VolumeKey, VolumeRecord,
+    AccountId, Error as StoreError, ListPlace, ListQuery, SnapshotId, SnapshotKey, SnapshotReader,
+    SnapshotRecord, VolumeId, VolumeKey, VolumeRecord,
 };
 
-use super::{Service, attachments::AttachedVolume, error::Result};
+use super::{
+    Service,
+    attachments::{AttachedVolume, split_attachment},
+    error::Result,
+};
 use crate::auth::{Action, Caller, Resource};
 
 impl Service {
-    /// Completed snapshots whose names sort after a name: those in the first page of `limit`
-    /// records that has any.
+    /// Completed snapshots of the caller's account whose names sort after a name: those in the first
+    /// page of `limit` records that has any.
     pub(crate) async fn exported_snapshots(
         &self,
         caller: &Caller,
         after_name: Option<&str>,
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>> {
+        let sight = self.sight(caller);
         self.pass(caller, Action::ListExports, &[], async {
             let page = |query| self.store().list_snapshots(query);
             let is_exported = |record: &SnapshotRecord| record.content().is_some();
             let name = |record: &SnapshotRecord| record.label().into_owned();
-            first_page(after_name, limit, page, is_exported, name).await
+            first_page(sight.account()?, after_name, limit, page, is_exported, name).await
         })
         .await
     }
@@ -33,11 +38,12 @@ impl Service {
         after_name: Option<&str>,
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
+        let sight = self.sight(caller);
         self.pass(caller, Action::ListExports, &[], async {
             let page = |query| self.store().list_volumes(query);
             let is_exported = |record: &VolumeRecord| record.attached_at_ns.is_some();
             let name = |record: &VolumeRecord| record.label().into_owned();
-            first_page(after_name, limit, page, is_exported, name).await
+            first_page(sight.account()?, after_name, limit, page, is_exported, name).await
         })
         .await
     }
@@ -49,8 +55,10 @@ impl Service {
         key: &str,
     ) -> Result<SnapshotReader> {
         let on = [Resource::Snapshot(key)];
-        self.pass(caller, Action::OpenExport, &on, async {
-            Ok(self.store().open_snapshot(&key.into()).await?)
+        let sight = self.sight(caller);
+        self.pass(caller, Action::OpenSnapshotExport, &on, async {
+            let key = sight.snapshot("export", key).await?;
+            Ok(self.store().open_snapshot(&key).await?)
         })
         .await
     }
@@ -62,12 +70,12 @@ impl Service {
         key: &str,
     ) -> Result<AttachedVolume> {
         let on = [Resource::Volume(key)];
-        self.pass(
-            caller,
-            Action::OpenExport,
-            &on,
-            self.0.attachments.open(key),
-        )
+        let sight = self.sight(caller);
+        self.pass(caller, Action::OpenVolumeExport, &on, async {
+            let (key, attachment) = split_attachment(key);
+            let key = sight.volume("export", key).await?;
+            self.0.attachments.open(key, attachment).await
+        })
         .await
     }
 
@@ -82,10 +90,12 @@ impl Service {
             .iter()
             .map(|key| Resource::Snapshot(key))
             .collect();
+        let sight = self.sight(caller);
         self.pass(caller, Action::CompareExport, &on, async {
             let mut opened = Vec::with_capacity(snapshots.len());
             for &key in snapshots {
-                opened.push(match self.store().open_snapshot(&key.into()).await {
+                let key = sight.snapshot("meta context", key).await?;
+                opened.push(match self.store().open_snapshot(&key).await {
                     Ok(reader) => Some(reader),
                     Err(StoreError::NotFound { .. } | StoreError::NotCompleted { .. }) => None,
                     Err(error) => return Err(error.into()),
@@ -104,6 +114,7 @@ impl Service {
         of: Descendant,
         limit: usize,
     ) -> Result<Vec<String>> {
+        let sight = self.sight(caller);
         self.pass(caller, Action::CompareExport, &[], async {
             let mut names = Vec::new();
             let mut next = match of {
@@ -114,7 +125,8 @@ impl Service {
                 match self.store().snapshot(&SnapshotKey::Id(id)).await {
                     Ok(record) => {
                         next = record.parent;
-                        if record.content().is_some() {
+                        // The names of other accounts are none here.
+                        if record.content().is_some() && sight.is_own(record.owner) {
                             names.push(record.label().into_owned());
                         }
                     }
@@ -141,6 +153,7 @@ pub(crate) enum Descendant {
 /// The exports among the records whose names sort after a name: those of the first page that has
 /// any. Pages without exports are skipped, however many there are.
 async fn first_page<R, F: Future<Output = Result<Vec<R>, StoreError>>>(
+    owner: AccountId,
     after_name: Option<&str>,
     limit: usize,
     page: impl Fn(ListQuery) -> F,
@@ -150,7 +163,8 @@ async fn first_page<R, F: Future<Output = Result<Vec<R>, StoreError>>>(
     let mut after_name = after_name.map(str::to_owned);
     loop {
         let query = ListQuery {
-            after_name: after_name.take(),
+            owner: Some(owner),
+            after: after_name.take().map(|label| ListPlace { owner, label }),
             limit,
             ..ListQuery::default()
         };

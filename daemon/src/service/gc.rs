@@ -45,7 +45,7 @@ pub(crate) struct Usages {
 impl Service {
     /// Runs a collection. It continues if the caller goes away.
     pub(crate) fn run_gc(&self, caller: &Caller, choice: GcChoice) -> Result<Items<GcState>> {
-        let attempt = Attempt::begin(caller, Action::RunGc, &[]);
+        let attempt = self.begin(caller, Action::RunGc, &[])?;
         let settings = match self.gc_settings(choice) {
             Ok(settings) => settings,
             Err(error) => {
@@ -99,13 +99,13 @@ impl Service {
         keys: &[String],
     ) -> Result<DeleteEstimate> {
         let on: Vec<_> = keys.iter().map(|key| Resource::Snapshot(key)).collect();
+        let sight = self.sight(caller);
         self.pass(caller, Action::EstimateDelete, &on, async {
             if keys.is_empty() {
                 return Err(Error::field("snapshots", "there are none"));
             }
             at_most("snapshots", keys.len())?;
-            let keys = keys.iter().map(|it| request::snapshot_key("snapshots", it));
-            let keys = keys.collect::<Result<Vec<_>>>()?;
+            let keys = sight.snapshots(keys).await?;
             let settings = &self.0.parts.gc;
             Ok(self.store().estimate_delete(&keys, settings).await?)
         })
@@ -124,13 +124,11 @@ impl Service {
         let on: Vec<_> = on
             .chain(volumes.iter().map(|key| Resource::Volume(key)))
             .collect();
+        let sight = self.sight(caller);
         self.pass(caller, Action::GetUsage, &on, async {
             at_most("snapshots", snapshots.len() + volumes.len())?;
-            let keys = snapshots.iter();
-            let keys = keys.map(|it| request::snapshot_key("snapshots", it));
-            let keys = keys.collect::<Result<Vec<_>>>()?;
-            let volumes = volumes.iter().map(|it| request::volume_key(it));
-            let volumes = volumes.collect::<Result<Vec<_>>>()?;
+            let keys = sight.snapshots(snapshots).await?;
+            let volumes = sight.volumes(volumes).await?;
             let settings = &self.0.parts.gc;
             let found = self.store().usage(&keys, &volumes, with_shared, settings);
             let mut found = found.await?;

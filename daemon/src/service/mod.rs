@@ -14,6 +14,7 @@
 //! | [`replication`] | nodes and chunks for another store that copies a snapshot |
 //! | [`copies`] | snapshots copied from other stores |
 //! | [`remotes`] | other daemons that have names here |
+//! | [`accounts`] | accounts and tokens |
 //! | [`gc`] | garbage collection, and what snapshots and volumes take |
 //! | [`exports`] | snapshots and volumes as block devices |
 //! | [`status`] | the daemon itself |
@@ -21,6 +22,7 @@
 //! - [`error`]: why an operation fails. `request`: what a request may hold.
 //! - [`pages`]: listings in pages. [`streams`]: answers that are streams.
 //! - `attachments`: volumes that are in use.
+//! - `sight`: what a caller sees.
 //!
 //! Invariants: an operation has a [`Caller`], and passes the one door ([`Service::pass`],
 //! [`Service::change`], [`Service::pass_stream`]) before it looks anything up. It takes and returns
@@ -28,7 +30,9 @@
 //! here or in the store, once. Names and ids arrive as the caller wrote them, so that the door logs
 //! them as such, and go on to the store as typed keys.
 
+mod accounts;
 mod attachments;
+mod audit;
 mod content;
 mod copies;
 mod error;
@@ -39,6 +43,7 @@ mod pages;
 mod remotes;
 mod replication;
 mod request;
+mod sight;
 mod snapshots;
 mod status;
 mod streams;
@@ -55,7 +60,9 @@ use tokio_util::sync::CancellationToken;
 use varve_store::{GcSettings, Ingest, Store};
 
 pub(crate) use self::{
+    accounts::{AccountChange, NewAccount, NewToken, WhoAmI},
     attachments::AttachedVolume,
+    audit::{AuditEntry, AuditPage, AuditQuery},
     content::{DownloadPart, RangeContent, RangePart, SentChunk},
     copies::{CopySource, CopyState, CopyStatus, Estimate, NewCopy},
     error::{Error, Result},
@@ -69,9 +76,9 @@ pub(crate) use self::{
     uploads::{ChunkMessage, NewUpload, Uploads},
     volumes::{CloneRequest, VolumeDetails, VolumeRequest},
 };
-use self::{attachments::Attachments, uploads::Intake};
+use self::{attachments::Attachments, sight::Sight, uploads::Intake};
 use crate::{
-    auth::{self, Action, Attempt, Caller, Resource},
+    auth::{Accounts, Action, Attempt, Caller, Changed, Directory, Door, Resource, audit::Audit},
     copies::Copies,
     limits,
     resources::shares::{Hold, Shares},
@@ -91,6 +98,10 @@ pub(crate) struct Parts {
     pub(crate) uploads: Arc<Uploads<Ingest>>,
     /// How garbage is collected unless a caller says otherwise.
     pub(crate) gc: GcSettings,
+    /// Accounts, and whom callers act for.
+    pub(crate) accounts: Accounts,
+    /// The log of changes and refusals; `None`: there is none.
+    pub(crate) audit: Option<Arc<Audit>>,
     /// Facts about the daemon itself.
     pub(crate) facts: Facts,
 }
@@ -102,6 +113,7 @@ pub(crate) struct Service(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     parts: Parts,
+    door: Door,
     attachments: Attachments,
     intake: Intake,
     /// Places for downloads and reads.
@@ -127,6 +139,10 @@ impl Service {
             checks: places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
             fetches: places("fetches of chunks", limits::COPY_STREAMS_MAX),
             holds: replication::holds(),
+            door: Door {
+                directory: parts.accounts.directory().clone(),
+                audit: parts.audit.clone(),
+            },
             parts,
         }))
     }
@@ -147,20 +163,37 @@ impl Service {
         on: &[Resource<'_>],
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        auth::pass(caller, action, on, work).await
+        let attempt = self.begin(caller, action, on)?;
+        attempt.carry_out(work, |attempt, _| attempt.served()).await
+    }
+
+    /// Begins an operation, if the policy permits it.
+    fn begin(&self, caller: &Caller, action: Action, on: &[Resource<'_>]) -> Result<Attempt> {
+        Ok(Attempt::begin(&self.0.door, caller, action, on)?)
+    }
+
+    /// What a caller sees.
+    fn sight(&self, caller: &Caller) -> Sight {
+        let directory = self.directory();
+        let principal = directory.principal(caller);
+        Sight::new(self.store().clone(), directory.clone(), principal.as_ref())
+    }
+
+    fn directory(&self) -> &Directory {
+        self.0.parts.accounts.directory()
     }
 
     /// Passes a change. A task makes it and logs it with `tell`: a change that has begun is
     /// completed, even if the caller goes away.
-    async fn change<T: Send + 'static>(
+    async fn change<T: Changed + Send + 'static>(
         &self,
         (caller, action): (&Caller, Action),
         on: &[Resource<'_>],
         work: impl Future<Output = Result<T>> + Send + 'static,
         tell: impl FnOnce(&Attempt, &T) + Send + 'static,
     ) -> Result<T> {
-        let attempt = Attempt::begin(caller, action, on).of_task();
-        let work = attempt.carry_out(work, tell);
+        let attempt = self.begin(caller, action, on)?.of_task();
+        let work = attempt.carry_out_change(work, tell);
         self.tasks().spawn(action.name(), work).await?
     }
 
@@ -179,7 +212,7 @@ impl Service {
         R: Send + 'static,
         W: Future<Output = Result<R>> + Send + 'static,
     {
-        let attempt = Attempt::begin(caller, action, on);
+        let attempt = self.begin(caller, action, on)?;
         let (opened, place) = match open.await {
             Ok(opened) => opened,
             Err(error) => {

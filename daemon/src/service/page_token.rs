@@ -1,14 +1,16 @@
 //! Tokens that say where the next page of a listing begins.
 //!
-//! Opaque to clients: version, hash of the filters, last name; in hexadecimal. The hash catches a
+//! Opaque to clients: version, hash of the filters, last place; in hexadecimal. The hash catches a
 //! token that is used with other filters or for another listing, where it would silently skip
 //! records.
 
 use std::collections::BTreeMap;
 
+use varve_store::AccountId;
+
 use super::error::{Error, Result};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HASH_BYTES: usize = 16;
 const FIELD: &str = "page_token";
 
@@ -24,6 +26,8 @@ pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
 pub(super) struct Filters<'a> {
     /// The context of the hash: tokens of different listings differ.
     pub(super) listing: &'static str,
+    /// The account that the listing is limited to: one account's token is of no use to another.
+    pub(super) owner: Option<AccountId>,
     pub(super) name_prefix: &'a str,
     pub(super) tags: &'a BTreeMap<String, String>,
 }
@@ -36,6 +40,11 @@ impl Filters<'_> {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         };
+        text(
+            &self
+                .owner
+                .map_or_else(String::new, |owner| owner.to_string()),
+        );
         text(self.name_prefix);
         for (key, value) in self.tags {
             text(key);
@@ -125,6 +134,7 @@ mod tests {
         let tags = tags(&[("os", "debian")]);
         let tokens = Filters {
             listing: SNAPSHOTS,
+            owner: None,
             name_prefix: "web",
             tags: &tags,
         }
@@ -139,6 +149,7 @@ mod tests {
         let given = tags(&[("a", "bc")]);
         let snapshots = Filters {
             listing: SNAPSHOTS,
+            owner: None,
             name_prefix: "web",
             tags: &given,
         };
@@ -151,6 +162,7 @@ mod tests {
         ] {
             let filters = Filters {
                 listing: SNAPSHOTS,
+                owner: None,
                 name_prefix,
                 tags: &other,
             };
@@ -160,6 +172,7 @@ mod tests {
         }
         let volumes = Filters {
             listing: VOLUMES,
+            owner: None,
             name_prefix: "web",
             tags: &given,
         };
@@ -170,7 +183,7 @@ mod tests {
         #[test]
         fn any_name_comes_back(name in ".*") {
             let tags = BTreeMap::new();
-            let filters = Filters { listing: SNAPSHOTS, name_prefix: "", tags: &tags };
+            let filters = Filters { listing: SNAPSHOTS, owner: None, name_prefix: "", tags: &tags };
             let tokens = filters.tokens();
             prop_assert_eq!(tokens.decode(&tokens.encode(&name)).unwrap(), Some(name));
         }
@@ -178,7 +191,7 @@ mod tests {
         #[test]
         fn anything_else_is_refused(token in ".+") {
             let tags = BTreeMap::new();
-            let filters = Filters { listing: SNAPSHOTS, name_prefix: "", tags: &tags };
+            let filters = Filters { listing: SNAPSHOTS, owner: None, name_prefix: "", tags: &tags };
             prop_assert!(filters.tokens().decode(&token).is_err());
         }
     }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use varve_store::{ListQuery, VolumeRecord};
+use varve_store::{ListPlace, ListQuery, VolumeRecord};
 
 use super::{
     error::Result,
-    page_token::{Filters, Tokens},
+    page_token::{self, Filters, Tokens},
+    sight::Sight,
     snapshots::Snapshot,
 };
 use crate::{copies, limits};
@@ -14,6 +15,8 @@ use crate::{copies, limits};
 /// A request for one page of a listing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ListRequest {
+    /// Lists only records of this account, `self` or `all`; empty: all.
+    pub(crate) owner: String,
     /// Lists only names that start with this.
     pub(crate) name_prefix: String,
     /// Lists only records that have all of these tags with these values.
@@ -34,17 +37,26 @@ impl ListRequest {
     }
 
     /// The query for the store, and the listing's tokens.
-    pub(super) fn query(&self, listing: &'static str) -> Result<(ListQuery, Tokens)> {
+    pub(super) fn query(
+        &self,
+        listing: &'static str,
+        sight: &Sight,
+    ) -> Result<(ListQuery, Tokens)> {
+        let owner = sight.owner(&self.owner)?;
         let filters = Filters {
             listing,
+            owner,
             name_prefix: &self.name_prefix,
             tags: &self.tags,
         };
         let tokens = filters.tokens();
+        let after = tokens.decode(&self.page_token)?;
+        let after = after.map(|place| ListPlace::parse(&place).ok_or_else(page_token::invalid));
         let query = ListQuery {
+            owner,
             name_prefix: self.name_prefix.clone(),
             tags: self.tags.clone(),
-            after_name: tokens.decode(&self.page_token)?,
+            after: after.transpose()?,
             // One record more shows whether there is another page. A second query for that might
             // read all records.
             limit: self.limit() + 1,
@@ -61,13 +73,13 @@ pub(crate) trait Listed {
 
 impl Listed for Snapshot {
     fn place(&self) -> String {
-        self.record.label().into_owned()
+        ListPlace::of(&self.record).to_string()
     }
 }
 
 impl Listed for VolumeRecord {
     fn place(&self) -> String {
-        self.label().into_owned()
+        ListPlace::of(self).to_string()
     }
 }
 
@@ -157,6 +169,7 @@ mod tests {
     fn walk(lengths: &[usize], limit: usize) -> Vec<Vec<u8>> {
         let filters = Filters {
             listing: SNAPSHOTS,
+            owner: None,
             name_prefix: "",
             tags: &BTreeMap::new(),
         };

@@ -51,8 +51,9 @@ impl Service {
         key: &str,
     ) -> Result<Items<Option<SnapshotRecord>>> {
         let on = [Resource::Snapshot(key)];
+        let sight = self.sight(caller);
         let open = async {
-            let key = request::snapshot_key("snapshot", key)?;
+            let key = sight.snapshot("snapshot", key).await?;
             let place = self.0.holds.take(caller.holder(), 1, Duration::ZERO);
             let place = place.await?;
             place.settle(true);

@@ -2,48 +2,32 @@
 //! chunks).
 
 use varve_content::printable::is_printable;
-use varve_store::{CopyId, Error as StoreError, SnapshotKey, VolumeKey};
+use varve_store::{CopyId, Error as StoreError};
 
 use super::error::{Error, Result};
 use crate::limits;
 
-/// The name or id of a snapshot in a request.
-pub(super) fn snapshot_key(field: &'static str, text: &str) -> Result<SnapshotKey> {
-    check_key("snapshot", field, text)?;
-    Ok(text.into())
-}
-
-/// The names or ids of snapshots to be deleted.
-pub(super) fn snapshot_keys(texts: &[String]) -> Result<Vec<SnapshotKey>> {
-    const FIELD: &str = "snapshots";
+/// Checks the number of snapshots to be deleted.
+pub(super) fn are_snapshots(texts: &[String]) -> Result<()> {
     if texts.is_empty() {
         let problem = "it is empty, names or ids of snapshots are asked for";
-        return Err(Error::field(FIELD, problem));
+        return Err(Error::field("snapshots", problem));
     }
-    at_most(
-        FIELD,
-        "snapshots",
-        texts.len(),
-        limits::DELETE_SNAPSHOTS_MAX,
-    )?;
-    let keys = texts.iter().map(|text| snapshot_key(FIELD, text));
-    keys.collect()
-}
-
-/// The name or id of a volume in a request.
-pub(super) fn volume_key(text: &str) -> Result<VolumeKey> {
-    check_key("volume", "volume", text)?;
-    Ok(text.into())
+    let most = limits::DELETE_SNAPSHOTS_MAX;
+    at_most("snapshots", "snapshots", texts.len(), most)
 }
 
 /// The id of a copy in a request.
 pub(super) fn copy_id(text: &str) -> Result<CopyId> {
-    text.parse().map_err(|_| {
-        // Nothing else names a copy.
-        Error::Store(StoreError::NotFound {
-            what: "copy",
-            name: text.chars().take(limits::QUOTED_CHARS_MAX).collect(),
-        })
+    // Nothing else names a copy.
+    text.parse().map_err(|_| no_copy(text))
+}
+
+/// The error for a copy that is not there, or that the caller does not see.
+pub(super) fn no_copy(id: &str) -> Error {
+    Error::Store(StoreError::NotFound {
+        what: "copy",
+        name: id.chars().take(limits::QUOTED_CHARS_MAX).collect(),
     })
 }
 
@@ -119,16 +103,11 @@ mod tests {
     #[test]
     fn keys_have_a_length() {
         let invalid = ErrorKind::InvalidArgument;
-        let web = snapshot_key("snapshot", "web").unwrap();
-        assert_eq!(web, SnapshotKey::Name("web".to_owned()));
-        refused(volume_key(""), invalid, &["volume", "empty"]);
-        refused(snapshot_key("base", ""), invalid, &["base", "empty"]);
-        let long = "x".repeat(10_000);
-        refused(
-            snapshot_key("base", &long),
-            invalid,
-            &["base", "10000 bytes"],
-        );
+        check_key("snapshot", "snapshot", "web").unwrap();
+        let empty = check_key("volume", "volume", "");
+        refused(empty, invalid, &["volume", "empty"]);
+        let long = check_key("snapshot", "base", &"x".repeat(10_000));
+        refused(long, invalid, &["base", "10000 bytes"]);
     }
 
     #[test]

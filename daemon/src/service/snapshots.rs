@@ -75,8 +75,9 @@ impl Service {
         caller: &Caller,
         request: &ListRequest,
     ) -> Result<Page<Snapshot>> {
+        let sight = self.sight(caller);
         self.pass(caller, Action::ListSnapshots, &[], async {
-            let (query, tokens) = request.query(page_token::SNAPSHOTS)?;
+            let (query, tokens) = request.query(page_token::SNAPSHOTS, &sight)?;
             let found = self.store().list_snapshots(query).await?;
             let page = Page::of(found, request.limit(), tokens);
             Ok(page.map(|record| self.described(record)))
@@ -87,8 +88,9 @@ impl Service {
     /// The snapshot with this name or id.
     pub(crate) async fn snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::GetSnapshot, &on, async {
-            let key = request::snapshot_key("snapshot", key)?;
+            let key = sight.snapshot("snapshot", key).await?;
             Ok(self.described(self.store().snapshot(&key).await?))
         })
         .await
@@ -110,14 +112,19 @@ impl Service {
             1 => Resource::Snapshot(&name),
             _ => Resource::Snapshots(&group),
         });
-        let keys = volumes.iter().map(|key| request::volume_key(key));
-        let new = keys.collect::<Result<_>>().map(|volumes| NewSnapshots {
-            volumes,
-            name: name.clone(),
-            tags,
-        });
-        let store = self.store().clone();
-        let change = async move { Ok(store.snapshot_volumes(new?).await?) };
+        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let (wanted, name) = (volumes.clone(), name.clone());
+        let change = async move {
+            let volumes = sight.volumes(&wanted).await?;
+            let owner = sight.account()?;
+            let new = NewSnapshots {
+                owner,
+                volumes,
+                name,
+                tags,
+            };
+            Ok(store.snapshot_volumes(new).await?)
+        };
         let call = (caller, Action::CreateSnapshots);
         let made = self.change(call, &on, change, |attempt, made: &Vec<_>| {
             made.iter().for_each(|made| tell_pending(attempt, made));
@@ -129,9 +136,11 @@ impl Service {
     /// Deletes a snapshot. Returns its last record.
     pub(crate) async fn delete_snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
-        let key = request::snapshot_key("snapshot", key);
-        let store = self.store().clone();
-        let change = async move { Ok(store.delete_snapshot(&key?).await?) };
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let change = async move {
+            let key = sight.snapshot("snapshot", &key).await?;
+            Ok(store.delete_snapshot(&key).await?)
+        };
         let call = (caller, Action::DeleteSnapshot);
         let deleted = self.change(call, &on, change, tell_one_deleted);
         Ok(self.described(deleted.await?))
@@ -145,9 +154,12 @@ impl Service {
         keys: Vec<String>,
     ) -> Result<Vec<Result<Snapshot>>> {
         let on: Vec<_> = keys.iter().map(|key| Resource::Snapshot(key)).collect();
-        let wanted = request::snapshot_keys(&keys);
-        let store = self.store().clone();
-        let change = async move { Ok(store.delete_snapshots(wanted?).await?) };
+        let (store, sight, wanted) = (self.store().clone(), self.sight(caller), keys.clone());
+        let change = async move {
+            request::are_snapshots(&wanted)?;
+            let keys = sight.snapshots(&wanted).await?;
+            Ok(store.delete_snapshots(keys).await?)
+        };
         let call = (caller, Action::DeleteSnapshots);
         let tell = {
             let keys = keys.clone();
@@ -166,9 +178,11 @@ impl Service {
         TagChange { set, remove }: TagChange,
     ) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
-        let key = request::snapshot_key("snapshot", key);
-        let store = self.store().clone();
-        let change = async move { Ok(store.tag_snapshot(&key?, set, remove).await?) };
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let change = async move {
+            let key = sight.snapshot("snapshot", &key).await?;
+            Ok(store.tag_snapshot(&key, set, remove).await?)
+        };
         let call = (caller, Action::TagSnapshot);
         let tagged = self.change(call, &on, change, |attempt, tagged: &SnapshotRecord| {
             done!(
@@ -191,9 +205,10 @@ impl Service {
         target: &str,
     ) -> Result<Items<Vec<DiffExtent>>> {
         let on = [Resource::Snapshot(base), Resource::Snapshot(target)];
+        let sight = self.sight(caller);
         let open = async {
-            let base = request::snapshot_key("base", base)?;
-            let target = request::snapshot_key("target", target)?;
+            let base = sight.snapshot("base", base).await?;
+            let target = sight.snapshot("target", target).await?;
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().diff(&base, &target).await?, place))
         };
@@ -210,8 +225,9 @@ impl Service {
         key: &str,
     ) -> Result<Items<VerifyState>> {
         let on = [Resource::Snapshot(key)];
+        let sight = self.sight(caller);
         let open = async {
-            let key = request::snapshot_key("snapshot", key)?;
+            let key = sight.snapshot("snapshot", key).await?;
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().verify(&key).await?, place))
         };
@@ -219,6 +235,29 @@ impl Service {
         let work = |verify, outlet| send_verify(name, verify, outlet);
         let (call, tell) = ((caller, Action::VerifySnapshot), Verified::tell);
         self.pass_stream(call, &on, open, work, tell).await
+    }
+
+    /// Gives a snapshot to another account.
+    pub(crate) async fn give_snapshot(
+        &self,
+        caller: &Caller,
+        key: &str,
+        account: &str,
+    ) -> Result<Snapshot> {
+        let on = [Resource::Snapshot(key), Resource::Account(account)];
+        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let (key, account) = (key.to_owned(), account.to_owned());
+        let change = async move {
+            let to = sight.known(&account)?;
+            let key = sight.snapshot("snapshot", &key).await?;
+            Ok(store.give_snapshot(&key, to).await?)
+        };
+        let call = (caller, Action::GiveSnapshot);
+        let given = self.change(call, &on, change, |attempt, given: &SnapshotRecord| {
+            let (id, owner) = (given.id, given.owner);
+            done!(attempt, %id, name = given.name, %owner, "snapshot given");
+        });
+        Ok(self.described(given.await?))
     }
 
     /// A snapshot with its progress.

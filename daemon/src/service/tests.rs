@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use futures::{poll, stream};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
-use varve_store::{IncomingChunk, Options};
+use varve_store::{AccountId, IncomingChunk, Options};
 
 use super::*;
 use crate::{
@@ -31,7 +31,12 @@ impl Fixture {
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
         let copies = Copies::new(store.clone(), config.copies, tasks.clone(), stop.clone());
+        let key_file = dir.path().join("auth.key");
+        let accounts = Accounts::load(store.clone(), key_file).await.unwrap();
+        let audit = Audit::open(dir.path(), &Default::default()).unwrap();
         let service = Service::new(Parts {
+            accounts,
+            audit: Some(Arc::new(audit)),
             store,
             tasks,
             copies,
@@ -299,6 +304,7 @@ async fn each_change_is_one_line_that_says_who_made_it_and_to_what() {
         &["remote added", r#"endpoint="unix:/nowhere/x.sock""#],
     );
     let new = NewCopy {
+        owner: AccountId::ADMINISTRATOR,
         source: CopySource {
             endpoint: "eu".to_owned(),
             snapshot: "web".to_owned(),
@@ -343,6 +349,7 @@ async fn a_stream_is_one_line_at_its_end() {
     let fixture = Fixture::new().await;
     let (service, caller) = (&fixture.service, &fixture.caller);
     let new = varve_store::NewSnapshot {
+        owner: AccountId::ADMINISTRATOR,
         name: "s".to_owned(),
         size_bytes: 4096,
         tags: BTreeMap::new(),

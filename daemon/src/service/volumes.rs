@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use varve_nbd::{ExportName, ServerUri};
 use varve_store::{
-    CloneSource, Error as StoreError, NewClone, NewVolume, SnapshotKey, VolumeKey, VolumeRecord,
-    VolumeStatus,
+    Error as StoreError, NewClone, NewVolume, SnapshotKey, VolumeKey, VolumeRecord, VolumeStatus,
 };
 
 use super::{
@@ -14,6 +13,7 @@ use super::{
     page_token,
     pages::{ListRequest, Page},
     request,
+    sight::Source,
     snapshots::{Snapshot, TagChange},
 };
 use crate::auth::{Action, Caller, Resource, done};
@@ -67,16 +67,21 @@ impl Service {
     ) -> Result<VolumeRecord> {
         let mut on = vec![Resource::Volume(&request.name)];
         on.extend(request.from.as_deref().map(Resource::Snapshot));
-        let from = request.from.as_deref();
-        let from = from.map(|key| request::snapshot_key("from_snapshot", key));
-        let new = from.transpose().map(|from| NewVolume {
-            name: request.name.clone(),
-            size_bytes: request.size_bytes,
-            from,
-            tags: request.tags.clone(),
-        });
-        let store = self.store().clone();
-        let change = async move { Ok(store.create_volume(new?).await?) };
+        let (store, sight, asked) = (self.store().clone(), self.sight(caller), request.clone());
+        let change = async move {
+            let from = match &asked.from {
+                Some(key) => Some(sight.snapshot("from_snapshot", key).await?),
+                None => None,
+            };
+            let new = NewVolume {
+                owner: sight.account()?,
+                name: asked.name,
+                size_bytes: asked.size_bytes,
+                from,
+                tags: asked.tags,
+            };
+            Ok(store.create_volume(new).await?)
+        };
         let call = (caller, Action::CreateVolume);
         self.change(call, &on, change, |attempt, created: &VolumeRecord| {
             done!(
@@ -97,25 +102,32 @@ impl Service {
         caller: &Caller,
         request: CloneRequest,
     ) -> Result<VolumeRecord> {
-        let (cloned, source) = clone_source(&request.source);
-        let on = [Resource::Volume(&request.name), cloned];
-        let checked = request::check_key("snapshot or volume", "source", &request.source);
-        let mut new = NewClone {
-            source,
-            name: request.name.clone(),
-            size_bytes: request.size_bytes,
-            tags: request.tags.clone(),
-        };
-        let (store, source) = (self.store().clone(), request.source.clone());
-        let whole = either(&request.source);
+        let on = [
+            Resource::Volume(&request.name),
+            clone_source(&request.source).0,
+        ];
+        let (store, sight, asked) = (self.store().clone(), self.sight(caller), request.clone());
+        let source = request.source.clone();
         let change = async move {
-            checked?;
+            request::check_key("snapshot or volume", "source", &asked.source)?;
+            let (_, written) = clone_source(&asked.source);
+            let mut new = NewClone {
+                source: sight.clone_source(written).await?,
+                owner: sight.account()?,
+                name: asked.name,
+                size_bytes: asked.size_bytes,
+                tags: asked.tags,
+            };
             let refused = match store.clone_volume(new.clone()).await {
-                Err(refused @ StoreError::NotFound { .. }) if new.source != whole => refused,
+                Err(refused @ StoreError::NotFound { .. })
+                    if !matches!(written, Source::Either(_)) =>
+                {
+                    refused
+                }
                 outcome => return Ok(outcome?),
             };
             // The prefix may be a part of the name.
-            new.source = whole;
+            new.source = sight.clone_source(Source::Either(&asked.source)).await?;
             match store.clone_volume(new).await {
                 Err(StoreError::NotFound { .. }) => Err(refused.into()),
                 outcome => Ok(outcome?),
@@ -144,8 +156,11 @@ impl Service {
         size_bytes: u64,
     ) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        let (store, key) = (self.store().clone(), request::volume_key(key));
-        let change = async move { Ok(store.resize_volume(&key?, size_bytes).await?) };
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let change = async move {
+            let key = sight.volume("volume", &key).await?;
+            Ok(store.resize_volume(&key, size_bytes).await?)
+        };
         let call = (caller, Action::ResizeVolume);
         self.change(call, &on, change, |attempt, resized: &VolumeRecord| {
             done!(
@@ -162,9 +177,10 @@ impl Service {
     /// The volume with this name or id, with its status.
     pub(crate) async fn volume(&self, caller: &Caller, key: &str) -> Result<VolumeDetails> {
         let on = [Resource::Volume(key)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::GetVolume, &on, async {
             let store = self.store();
-            let key = request::volume_key(key)?;
+            let key = sight.volume("volume", key).await?;
             let record = store.volume(&key).await?;
             let status = store.volume_status(&VolumeKey::Id(record.id)).await?;
             let mut pending = Vec::with_capacity(record.pending.len());
@@ -191,8 +207,9 @@ impl Service {
         caller: &Caller,
         request: &ListRequest,
     ) -> Result<Page<VolumeRecord>> {
+        let sight = self.sight(caller);
         self.pass(caller, Action::ListVolumes, &[], async {
-            let (query, tokens) = request.query(page_token::VOLUMES)?;
+            let (query, tokens) = request.query(page_token::VOLUMES, &sight)?;
             let found = self.store().list_volumes(query).await?;
             Ok(Page::of(found, request.limit(), tokens))
         })
@@ -207,8 +224,11 @@ impl Service {
         TagChange { set, remove }: TagChange,
     ) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        let (store, key) = (self.store().clone(), request::volume_key(key));
-        let change = async move { Ok(store.tag_volume(&key?, set, remove).await?) };
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let change = async move {
+            let key = sight.volume("volume", &key).await?;
+            Ok(store.tag_volume(&key, set, remove).await?)
+        };
         let call = (caller, Action::TagVolume);
         self.change(call, &on, change, |attempt, tagged: &VolumeRecord| {
             done!(
@@ -222,11 +242,37 @@ impl Service {
         .await
     }
 
+    /// Gives a volume to another account.
+    pub(crate) async fn give_volume(
+        &self,
+        caller: &Caller,
+        key: &str,
+        account: &str,
+    ) -> Result<VolumeRecord> {
+        let on = [Resource::Volume(key), Resource::Account(account)];
+        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let (key, account) = (key.to_owned(), account.to_owned());
+        let change = async move {
+            let to = sight.known(&account)?;
+            let key = sight.volume("volume", &key).await?;
+            Ok(store.give_volume(&key, to).await?)
+        };
+        let call = (caller, Action::GiveVolume);
+        self.change(call, &on, change, |attempt, given: &VolumeRecord| {
+            let (id, owner) = (given.id, given.owner);
+            done!(attempt, %id, name = given.name, %owner, "volume given");
+        })
+        .await
+    }
+
     /// Deletes a volume. Returns its last record.
     pub(crate) async fn delete_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        let (store, key) = (self.store().clone(), request::volume_key(key));
-        let change = async move { Ok(store.delete_volume(&key?).await?) };
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let change = async move {
+            let key = sight.volume("volume", &key).await?;
+            Ok(store.delete_volume(&key).await?)
+        };
         let call = (caller, Action::DeleteVolume);
         self.change(call, &on, change, |attempt, deleted: &VolumeRecord| {
             done!(
@@ -249,10 +295,11 @@ impl Service {
         force: bool,
     ) -> Result<AttachedAt> {
         let on = [Resource::Volume(key)];
-        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let attachments = self.0.attachments.clone();
         let change = async move {
-            let attached = store.attach_volume(&key?, force).await?;
+            let key = sight.volume("volume", &key).await?;
+            let attached = store.attach_volume(&key, force).await?;
             // Cut off the clients of the attachment before, and only then return the volume to its
             // new user.
             let before = attached.attachments.saturating_sub(1);
@@ -288,10 +335,11 @@ impl Service {
     /// Detaches a volume: its clients are refused from then on, and what they wrote is durable.
     pub(crate) async fn detach_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let attachments = self.0.attachments.clone();
         let change = async move {
-            let detached = store.detach_volume(&key?).await?;
+            let key = sight.volume("volume", &key).await?;
+            let detached = store.detach_volume(&key).await?;
             attachments.end(detached.id, detached.attachments).await?;
             Ok(detached)
         };
@@ -304,20 +352,10 @@ impl Service {
 }
 
 /// Parses the source of a clone, for the door and for the store. Its prefix is as in export names.
-fn clone_source(source: &str) -> (Resource<'_>, CloneSource) {
+fn clone_source(source: &str) -> (Resource<'_>, Source<'_>) {
     match ExportName::parse(source) {
-        Some(ExportName::Snapshot(key)) => {
-            (Resource::Snapshot(key), CloneSource::Snapshot(key.into()))
-        }
-        Some(ExportName::Volume(key)) => (Resource::Volume(key), CloneSource::Volume(key.into())),
-        None => (Resource::SnapshotOrVolume(source), either(source)),
-    }
-}
-
-/// The snapshot or the volume with this name or id.
-fn either(source: &str) -> CloneSource {
-    CloneSource::Either {
-        snapshot: source.into(),
-        volume: source.into(),
+        Some(ExportName::Snapshot(key)) => (Resource::Snapshot(key), Source::Snapshot(key)),
+        Some(ExportName::Volume(key)) => (Resource::Volume(key), Source::Volume(key)),
+        None => (Resource::SnapshotOrVolume(source), Source::Either(source)),
     }
 }

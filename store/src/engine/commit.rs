@@ -51,7 +51,7 @@ use crate::{
         CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
     },
     io::Disk,
-    meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord},
+    meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord, check_owner},
     pack::{Appended, EncodedRecord, LostPlaces, PackWriter, PlacedRecord},
 };
 
@@ -393,6 +393,7 @@ impl Commit {
         let mut log = self.catalog.lock().await;
         let make = move |meta: &dyn Meta| {
             let record = make(meta)?;
+            check_owner(meta, record.keys().owner)?;
             match record.taken_by(meta)? {
                 Some(taken) => Err(taken.name_taken_error()),
                 None => Ok(record),

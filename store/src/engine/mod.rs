@@ -71,6 +71,6 @@ pub use self::{
     chunk::{StoredChunk, VerifiedChunk},
     options::Options,
     pins::RootPin,
-    query::ListQuery,
+    query::{ListPlace, ListQuery},
     reliance::HeldPack,
 };

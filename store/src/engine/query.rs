@@ -1,11 +1,11 @@
 //! Queries of snapshots and volumes alike: find, list, tag.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use crate::{
     Result,
     engine::{Engine, Priority},
-    format::{CatalogRecord, record::Tagged},
+    format::{AccountId, CatalogRecord, keys::list_key, record::Tagged},
     limits,
     meta::{self, Filter, Key, Lookup as _, Meta, Records as _, behind},
 };
@@ -13,14 +13,54 @@ use crate::{
 /// Which snapshots or volumes to list.
 #[derive(Debug, Clone, Default)]
 pub struct ListQuery {
+    /// Only those of this account; `None`: of all.
+    pub owner: Option<AccountId>,
     /// Only names that start so.
     pub name_prefix: String,
     /// Only those that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
-    /// Only those behind the one of this name, or of this id if it has no name.
-    pub after_name: Option<String>,
+    /// Only those behind this place.
+    pub after: Option<ListPlace>,
     /// At most this many, and never more than [`limits::LIST_MAX`].
     pub limit: usize,
+}
+
+/// The place of a record in a list: lists are in the order of owners, then of labels.
+///
+/// As a text: the owner, a slash and the label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListPlace {
+    /// The account that owns the record.
+    pub owner: AccountId,
+    /// The name of the record, or its id if it has no name.
+    pub label: String,
+}
+
+impl ListPlace {
+    /// The place of a record.
+    #[must_use]
+    pub fn of<R: CatalogRecord>(record: &R) -> Self {
+        Self {
+            owner: record.keys().owner,
+            label: record.label().into_owned(),
+        }
+    }
+
+    /// The place with this text, if it is one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (owner, label) = text.split_once('/')?;
+        Some(Self {
+            owner: owner.parse().ok()?,
+            label: label.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for ListPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.label)
+    }
 }
 
 impl Engine {
@@ -30,17 +70,19 @@ impl Engine {
             .await
     }
 
-    /// Records by label, ascending by bytes.
+    /// Records by owner and label, ascending by bytes.
     ///
     /// A long list asks the store's threads for a few records at a time, and others have their turn
     /// in between. A record made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: CatalogRecord>(&self, query: ListQuery) -> Result<Vec<R>> {
         let limit = query.limit.min(limits::LIST_MAX);
         let filter = Arc::new(Filter {
+            owner: query.owner,
             name_prefix: query.name_prefix,
             tags: query.tags,
         });
-        let after = query.after_name.map(|name| behind(name.as_bytes()));
+        let after = query.after;
+        let after = after.map(|place| behind(&list_key(place.owner, &place.label)));
         let mut next = Some(after.unwrap_or_default());
         let mut found: Vec<R> = Vec::new();
         while let Some(from) = next.take()

@@ -13,17 +13,20 @@ const END: u64 = 1_000_000_000_000;
 
 /// Id of an account: 12 decimal digits, leading zeros included.
 #[derive(Copy, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AccountId(u64);
+pub struct AccountId(
+    /// The number, big-endian: as a key it sorts like the text.
+    [u8; 8],
+);
 
 impl AccountId {
     /// The administrator, `000000000000`: the owner of all records from before there were accounts.
-    pub const ADMINISTRATOR: Self = Self(0);
+    pub const ADMINISTRATOR: Self = Self([0; 8]);
 
     /// The id with these digits. `None` for a number of more than 12.
     #[must_use]
     pub const fn from_number(number: u64) -> Option<Self> {
         if number < END {
-            Some(Self(number))
+            Some(Self(number.to_be_bytes()))
         } else {
             None
         }
@@ -32,20 +35,27 @@ impl AccountId {
     /// Its digits as a number.
     #[must_use]
     pub const fn number(self) -> u64 {
-        self.0
+        u64::from_be_bytes(self.0)
+    }
+
+    /// The number, big-endian.
+    pub(super) const fn as_bytes(&self) -> &[u8; 8] {
+        &self.0
+    }
+
+    pub(super) fn too_large(number: u64) -> FormatError {
+        FormatError::differs("id of an account", format_args!("{DIGITS} digits"), number)
     }
 
     pub(super) fn decode_from(fields: &mut Fields<'_>) -> Result<Self, FormatError> {
         let number = fields.u64()?;
-        Self::from_number(number).ok_or_else(|| {
-            FormatError::differs("id of an account", format_args!("{DIGITS} digits"), number)
-        })
+        Self::from_number(number).ok_or_else(|| Self::too_large(number))
     }
 }
 
 impl Display for AccountId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:0width$}", self.0, width = DIGITS)
+        write!(f, "{:0width$}", self.number(), width = DIGITS)
     }
 }
 

@@ -7,8 +7,8 @@
 //! | [`NODES`] | [`Name`](super::Name) of a node or root, 32 bytes | [`Location`] |
 //! | [`PACKS`] | pack number, 8 bytes, big endian | [`PackState`] |
 //! | [`records`](super::record::Kind) of a kind | id: 9 bytes, or a remote's name | the record's bytes |
-//! | [`labels`](super::record::Kind) of a kind | label: name or id, UTF-8 | id |
-//! | [`tags`](super::record::Kind) of a kind | key and value of a tag, each with a 0 behind it, and label | id |
+//! | [`labels`](super::record::Kind) of a kind | [list key](list_key): owner, and name or id | id |
+//! | [`tags`](super::record::Kind) of a kind | key and value of a tag, each with a 0 behind it, and list key | id |
 //! | [`roots`](super::record::Kind) of a kind | root of the content, 32 bytes, and id | id |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
@@ -27,7 +27,7 @@
 use std::fmt;
 
 use super::{
-    FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, StoreId,
+    AccountId, FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, StoreId,
     fields::{Fields, FieldsMut},
     pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
     record::Counter,
@@ -460,7 +460,59 @@ pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError>
     RecordId::decode(bytes)
 }
 
-/// The prefix of the keys of all records with a tag; their labels follow. Neither a tag's key nor
+/// First byte of the list keys of all owners but the administrator. No label begins with it: labels
+/// are UTF-8, in which this byte does not occur.
+const OWNED: u8 = 0xff;
+/// Bytes of an owner in a list key.
+const OWNER_BYTES: usize = 1 + size_of::<u64>();
+
+/// The key of a record in lists: that of the labels, and behind a tag. It is the bytes of the
+/// label for the administrator's, and `ff`, the number of the account in 8 bytes, big-endian, and
+/// the label for those of other owners. So an index from before there were accounts is in order.
+#[must_use]
+pub fn list_key(owner: AccountId, label: &str) -> Vec<u8> {
+    let mut key = list_prefix(owner);
+    key.extend_from_slice(label.as_bytes());
+    key
+}
+
+/// The prefix of an owner's list keys.
+#[must_use]
+pub fn list_prefix(owner: AccountId) -> Vec<u8> {
+    if owner == AccountId::ADMINISTRATOR {
+        return Vec::new();
+    }
+    let mut prefix = vec![OWNED];
+    prefix.extend_from_slice(&owner.number().to_be_bytes());
+    prefix
+}
+
+/// The owner and the label of a list key.
+///
+/// # Errors
+///
+/// [`FormatError`] for an owner that is no account.
+pub fn split_list_key(key: &[u8]) -> Result<(AccountId, &[u8]), FormatError> {
+    if key.first() != Some(&OWNED) {
+        return Ok((AccountId::ADMINISTRATOR, key));
+    }
+    let (head, label) = key.split_at_checked(OWNER_BYTES).ok_or_else(|| {
+        FormatError::differs("key of a list", "an owner", format_args!("{key:02x?}"))
+    })?;
+    let mut fields = Fields::new("key of a list", head);
+    fields.u8()?;
+    let number = u64::from_be_bytes(fields.array()?);
+    match AccountId::from_number(number) {
+        Some(owner) if owner != AccountId::ADMINISTRATOR => Ok((owner, label)),
+        _ => Err(FormatError::differs(
+            "owner in the key of a list",
+            "an account",
+            number,
+        )),
+    }
+}
+
+/// The prefix of the keys of all records with a tag; their list keys follow. Neither a tag's key nor
 /// its value has a 0 in it.
 #[must_use]
 pub fn tag_prefix(key: &str, value: &str) -> Vec<u8> {

@@ -55,12 +55,14 @@ pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};
 pub use record::{
     CatalogRecord, Change, Kind, Kinds, Tags,
+    account::AccountRecord,
     copy::{self, CopyId, CopyOutcome, CopyRecord, OfCopy},
     remote::{self, RemoteRecord},
     snapshot::{
         self, OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
         SnapshotState,
     },
+    token::TokenRecord,
     volume::{self, OfVolume, PendingSnapshot, VolumeId, VolumeRecord},
 };
 pub use store_file::StoreId;

@@ -287,7 +287,7 @@ impl Ingest {
         let record = SnapshotRecord {
             id: SnapshotId::random()?,
             name: Some(self.new.name.clone()),
-            owner: meta::AccountId::ADMINISTRATOR,
+            owner: self.new.owner,
             description: String::new(),
             size_bytes: self.new.size_bytes,
             state: SnapshotState::Completed(content),

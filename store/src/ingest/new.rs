@@ -7,12 +7,14 @@ use varve_content::{ChunkId, chunker::CHUNKER_VERSION, codec::Codec};
 
 use crate::{
     Error, Result, limits,
-    meta::{self, SnapshotId, SnapshotOrigin},
+    meta::{self, AccountId, SnapshotId, SnapshotOrigin},
 };
 
 /// A snapshot to be made.
 #[derive(Debug, Clone)]
 pub struct NewSnapshot {
+    /// The account that it will belong to.
+    pub owner: AccountId,
     /// Its name.
     pub name: String,
     /// Its size.

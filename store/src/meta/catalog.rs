@@ -7,14 +7,15 @@ use varve_content::RootId;
 use crate::{
     Error, Result,
     format::{
-        CatalogRecord, FormatError, Kind, Tags, Totals,
+        AccountId, CatalogRecord, FormatError, Kind, Tags, Totals,
         record::{Entry, RecordKey},
     },
 };
 
 /// All records, whatever their kind. [`Records`] gives typed access to one kind.
 ///
-/// The list key of a record is its [label](CatalogRecord::label), and of a kind without labels its
+/// The list key of a record is its owner and its [label](CatalogRecord::label), as
+/// [`list_key`](crate::format::keys::list_key) puts them together, and of a kind without labels its
 /// id. Lists are ascending by the bytes of list keys.
 pub trait Catalog {
     /// The record of that kind and id.
@@ -24,12 +25,17 @@ pub trait Catalog {
     /// If the catalog cannot be read.
     fn entry(&self, kind: &'static Kind, id: &[u8]) -> Result<Option<Entry>>;
 
-    /// The record of that kind and name.
+    /// The record of that kind, owner and name.
     ///
     /// # Errors
     ///
     /// If the catalog cannot be read.
-    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>>;
+    fn entry_named(
+        &self,
+        kind: &'static Kind,
+        owner: AccountId,
+        name: &str,
+    ) -> Result<Option<Entry>>;
 
     /// A record of that kind that has all of the content with that
     /// [root](CatalogRecord::whole_root).
@@ -100,6 +106,8 @@ pub trait CatalogView {
 /// A filter for lists of records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
+    /// Only records of this owner; `None`: of all.
+    pub owner: Option<AccountId>,
     /// Only records whose names have this prefix; empty: all, including those without names.
     pub name_prefix: String,
     /// Only records that have all of these tags with these values.
@@ -143,13 +151,13 @@ pub trait Records: Catalog {
         record.transpose()
     }
 
-    /// The record of that name.
+    /// The record of that owner and name.
     ///
     /// # Errors
     ///
     /// If the catalog cannot be read.
-    fn get_named<R: CatalogRecord>(&self, name: &str) -> Result<Option<R>> {
-        let entry = self.entry_named(R::KIND, name)?;
+    fn get_named<R: CatalogRecord>(&self, owner: AccountId, name: &str) -> Result<Option<R>> {
+        let entry = self.entry_named(R::KIND, owner, name)?;
         let record = entry.map(|entry| entry.record().map_err(undecodable));
         record.transpose()
     }

@@ -7,15 +7,23 @@ use std::{
     str::FromStr,
 };
 
-use super::{Meta, Records as _, SnapshotRecord, VolumeRecord};
-use crate::{Error, Result, format::CatalogRecord};
+use super::{Meta, Records as _, SnapshotRecord, VolumeRecord, check_owner};
+use crate::{
+    Error, Result,
+    format::{AccountId, CatalogRecord, Change, record::Owned},
+};
 
 /// An id or a name. No name has the form of an id, so a text is one or the other.
 pub enum Key<R: CatalogRecord> {
     /// An id.
     Id(R::Id),
     /// A name.
-    Name(String),
+    Name {
+        /// The account among whose records it is a name.
+        owner: AccountId,
+        /// The name.
+        name: String,
+    },
 }
 
 /// Id or name of a snapshot.
@@ -23,17 +31,33 @@ pub type SnapshotKey = Key<SnapshotRecord>;
 /// Id or name of a volume.
 pub type VolumeKey = Key<VolumeRecord>;
 
+impl<R> Key<R>
+where
+    R: CatalogRecord,
+    R::Id: FromStr,
+{
+    /// The key that an account wrote. A text that is not an id is a name among its own records,
+    /// even if nothing has that name.
+    #[must_use]
+    pub fn of(owner: AccountId, text: &str) -> Self {
+        match text.parse() {
+            Ok(id) => Self::Id(id),
+            Err(_) => Self::Name {
+                owner,
+                name: text.to_owned(),
+            },
+        }
+    }
+}
+
+/// A key that the administrator wrote.
 impl<R> From<&str> for Key<R>
 where
     R: CatalogRecord,
     R::Id: FromStr,
 {
-    /// A text that is not an id is a name, even if nothing has that name.
     fn from(text: &str) -> Self {
-        match text.parse() {
-            Ok(id) => Self::Id(id),
-            Err(_) => Self::Name(text.to_owned()),
-        }
+        Self::of(AccountId::ADMINISTRATOR, text)
     }
 }
 
@@ -41,7 +65,7 @@ impl<R: CatalogRecord> Display for Key<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(id) => Display::fmt(id, f),
-            Self::Name(name) => f.write_str(name),
+            Self::Name { name, .. } => f.write_str(name),
         }
     }
 }
@@ -50,7 +74,7 @@ impl<R: CatalogRecord> Debug for Key<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(id) => Debug::fmt(id, f),
-            Self::Name(name) => Debug::fmt(name, f),
+            Self::Name { owner, name } => write!(f, "{owner}/{name:?}"),
         }
     }
 }
@@ -59,7 +83,10 @@ impl<R: CatalogRecord> Clone for Key<R> {
     fn clone(&self) -> Self {
         match self {
             Self::Id(id) => Self::Id(id.clone()),
-            Self::Name(name) => Self::Name(name.clone()),
+            Self::Name { owner, name } => Self::Name {
+                owner: *owner,
+                name: name.clone(),
+            },
         }
     }
 }
@@ -68,7 +95,9 @@ impl<R: CatalogRecord> PartialEq for Key<R> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Id(a), Self::Id(b)) => a == b,
-            (Self::Name(a), Self::Name(b)) => a == b,
+            (Self::Name { owner: a, name: b }, Self::Name { owner: c, name: d }) => {
+                a == c && b == d
+            }
             _ => false,
         }
     }
@@ -83,16 +112,11 @@ pub(crate) trait Lookup: CatalogRecord {
         meta.get(&id)
     }
 
-    /// The record of that name.
-    fn by_name(meta: &dyn Meta, name: &str) -> Result<Option<Self>> {
-        meta.get_named(name)
-    }
-
     /// The record that a key names.
     fn find(meta: &dyn Meta, key: &Key<Self>) -> Result<Self> {
         let found = match key {
             Key::Id(id) => meta.get(id)?,
-            Key::Name(name) => meta.get_named(name)?,
+            Key::Name { owner, name } => meta.get_named(*owner, name)?,
         };
         found.ok_or_else(|| Error::NotFound {
             what: Self::KIND.what,
@@ -100,12 +124,13 @@ pub(crate) trait Lookup: CatalogRecord {
         })
     }
 
-    /// Another record that has its name.
+    /// Another record of its owner that has its name.
     fn taken_by(&self, meta: &dyn Meta) -> Result<Option<Self>> {
-        match self.keys().name {
+        let keys = self.keys();
+        match keys.name {
             Some(name) => {
-                let owner: Option<Self> = meta.get_named(name)?;
-                Ok(owner.filter(|owner| owner.id() != self.id()))
+                let holder: Option<Self> = meta.get_named(keys.owner, name)?;
+                Ok(holder.filter(|holder| holder.id() != self.id()))
             }
             None => Ok(None),
         }
@@ -122,6 +147,21 @@ pub(crate) trait Lookup: CatalogRecord {
 }
 
 impl<R: CatalogRecord> Lookup for R {}
+
+/// The change that gives a record to another account.
+pub(crate) fn given<R: Owned>(
+    meta: &dyn Meta,
+    id: &R::Id,
+    to: AccountId,
+) -> Result<(Vec<Change>, R)> {
+    check_owner(meta, to)?;
+    let mut record = R::find(meta, &Key::Id(id.clone()))?;
+    *record.owner_mut() = to;
+    if let Some(taken) = record.taken_by(meta)? {
+        return Err(taken.name_taken_error());
+    }
+    Ok((vec![Change::put(&record)], record))
+}
 
 #[cfg(test)]
 mod tests {
@@ -142,7 +182,15 @@ mod tests {
             "vol-07070707070707070",
         ] {
             let key = SnapshotKey::from(name);
-            assert_eq!(key, Key::Name(name.to_owned()));
+            let name = name.to_owned();
+            let owner = AccountId::ADMINISTRATOR;
+            assert_eq!(
+                key,
+                Key::Name {
+                    owner,
+                    name: name.clone()
+                }
+            );
             assert_eq!(key.to_string(), name);
         }
         let volume = VolumeKey::from("vol-07070707070707070");

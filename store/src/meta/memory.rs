@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     format::{
-        Change, Kind, LastRun, Location, Name, PackId, PackKind,
+        AccountId, Change, Kind, LastRun, Location, Name, PackId, PackKind,
         catalog_log::Record,
         pack::RecordKind,
         record::{Entry, OwnedKeys},
@@ -50,10 +50,10 @@ struct Kept {
 }
 
 impl Kept {
-    fn list_key(&self) -> &[u8] {
+    fn list_key(&self) -> Vec<u8> {
         match self.entry.kind().labels {
-            Some(_) => self.keys.label().as_bytes(),
-            None => &self.keys.id,
+            Some(_) => self.keys.list_key(),
+            None => self.keys.id.clone(),
         }
     }
 
@@ -61,7 +61,8 @@ impl Kept {
         let prefix = &*filter.name_prefix;
         let name = self.keys.name.as_deref();
         let tags = &self.keys.tags;
-        (prefix.is_empty() || name.is_some_and(|name| name.starts_with(prefix)))
+        filter.owner.is_none_or(|owner| owner == self.keys.owner)
+            && (prefix.is_empty() || name.is_some_and(|name| name.starts_with(prefix)))
             && (filter.tags.iter()).all(|(key, value)| tags.get(key) == Some(value))
     }
 }
@@ -120,8 +121,11 @@ impl Model {
             verb: "decode a record",
             message: error.to_string(),
         })?;
-        let has_its_label =
-            |other: &&Kept| other.keys.label() == keys.label() && other.keys.id != keys.id;
+        let has_its_label = |other: &&Kept| {
+            other.keys.owner == keys.owner
+                && other.keys.label() == keys.label()
+                && other.keys.id != keys.id
+        };
         if let Some(taken) = self.records(kind).find(has_its_label) {
             return Err(Error::AlreadyExists {
                 what: kind.what,
@@ -200,10 +204,16 @@ impl Catalog for MemoryMeta {
             .map(|it| it.entry.clone()))
     }
 
-    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
+    fn entry_named(
+        &self,
+        kind: &'static Kind,
+        owner: AccountId,
+        name: &str,
+    ) -> Result<Option<Entry>> {
         let model = self.0.lock();
         let mut records = model.records(kind);
-        let found = records.find(|it| it.keys.name.as_deref() == Some(name));
+        let found =
+            records.find(|it| it.keys.owner == owner && it.keys.name.as_deref() == Some(name));
         Ok(found.map(|it| it.entry.clone()))
     }
 
@@ -225,10 +235,10 @@ impl Catalog for MemoryMeta {
         let model = self.0.lock();
         let records = model.records(kind);
         let mut found: Vec<_> = records
-            .filter(|it| it.list_key() >= from && it.passes(filter))
+            .filter(|it| &*it.list_key() >= from && it.passes(filter))
             .collect();
         found.sort_unstable_by_key(|it| it.list_key());
-        let next = found.get(steps).map(|next| next.list_key().to_vec());
+        let next = found.get(steps).map(|next| next.list_key());
         found.truncate(steps);
         Ok(Page {
             records: found.into_iter().map(|it| it.entry.clone()).collect(),

@@ -45,15 +45,23 @@ pub use self::{
     index::{Index, IndexView},
     key::{Key, SnapshotKey, VolumeKey},
     memory::MemoryMeta,
-    record::{check_name, check_tags, now_ns},
+    record::{check_name, check_tags, fill_random, now_ns},
     rocks::RocksMeta,
 };
-pub(crate) use self::{catalog::behind, key::Lookup};
+pub(crate) use self::{
+    catalog::behind,
+    key::{Lookup, given},
+    record::{check_account_name, check_description, check_identity, check_owner, no_account},
+};
 use crate::Result;
+pub use crate::format::record::{
+    account::{AccountState, Identity},
+    token::{Scopes, SecretHash, TokenId},
+};
 pub use crate::format::{
-    AccountId, CatalogRecord, Change, CopyId, CopyOutcome, CopyRecord, PackPhase, PackState,
-    PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
-    SnapshotState, Totals, VolumeId, VolumeRecord,
+    AccountId, AccountRecord, CatalogRecord, Change, CopyId, CopyOutcome, CopyRecord, PackPhase,
+    PackState, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin,
+    SnapshotRecord, SnapshotState, TokenRecord, Totals, VolumeId, VolumeRecord,
 };
 
 /// Index and catalog, which change together. Methods may block: they read files.

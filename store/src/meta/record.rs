@@ -7,10 +7,13 @@ use std::{
 
 use varve_content::printable::is_printable;
 
-use super::{SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeId};
+use super::{
+    AccountId, AccountRecord, Identity, Meta, Records as _, SnapshotContent, SnapshotId,
+    SnapshotRecord, SnapshotState, VolumeId,
+};
 use crate::{
     Error, Result,
-    format::{ID_BYTES, IdKind, RecordId, Tags},
+    format::{CatalogRecord as _, ID_BYTES, IdKind, RecordId, Tags},
     limits,
 };
 
@@ -45,12 +48,21 @@ impl<K: IdKind> RecordId<K> {
     /// If the system has no random bytes.
     pub fn random() -> Result<Self> {
         let mut bytes = [0; ID_BYTES];
-        getrandom::fill(&mut bytes).map_err(|source| Error::System {
-            verb: "draw random numbers",
-            source: io::Error::other(source.to_string()),
-        })?;
+        fill_random(&mut bytes)?;
         Ok(Self::from_low_bits(bytes))
     }
+}
+
+/// Fills a buffer with random bytes of the system, fit for keys.
+///
+/// # Errors
+///
+/// If the system has none.
+pub fn fill_random(bytes: &mut [u8]) -> Result<()> {
+    getrandom::fill(bytes).map_err(|source| Error::System {
+        verb: "draw random numbers",
+        source: io::Error::other(source.to_string()),
+    })
 }
 
 /// The time in nanoseconds since 1970.
@@ -101,6 +113,91 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
         return invalid("has the form of an id, which is not allowed for names".to_owned());
     }
     Ok(())
+}
+
+/// Checks the name or the alias (`what`) of an account: as [`check_name`], and not of the form of an
+/// account's id, nor a word that stands for several accounts.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what it may be.
+pub(crate) fn check_account_name(what: &str, name: &str) -> Result<()> {
+    check_name(&format!("account {what}"), name)?;
+    let invalid = |why: &str| Err(Error::Invalid(format!("account {what} {name:?}: {why}")));
+    if name.contains('/') || name.contains(':') {
+        return invalid("'/' and ':' are not allowed");
+    }
+    if name.parse::<AccountId>().is_ok() {
+        return invalid("has the form of an id, which is not allowed for names");
+    }
+    if ["self", "all", "public"].contains(&name) {
+        return invalid("is reserved");
+    }
+    Ok(())
+}
+
+/// Checks the description of a token.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what it may be.
+pub(crate) fn check_description(text: &str) -> Result<()> {
+    let chars = text.chars().count();
+    if chars > limits::DESCRIPTION_CHARS_MAX {
+        return Err(Error::Invalid(format!(
+            "a description of {chars} characters, at most {} are allowed",
+            limits::DESCRIPTION_CHARS_MAX
+        )));
+    }
+    match text.chars().find(|char| !is_printable(*char)) {
+        Some(char) => Err(Error::Invalid(format!(
+            "description: the character U+{:04X} is not printable and not allowed",
+            u32::from(char)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Checks an identity of an account.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what it may be.
+pub(crate) fn check_identity(identity: &Identity) -> Result<()> {
+    let Identity::Certificate(subject) = identity else {
+        return Ok(());
+    };
+    if subject.len() > limits::SUBJECT_BYTES_MAX {
+        return Err(Error::Invalid(format!(
+            "the subject of a certificate has {} bytes, at most {} are allowed",
+            subject.len(),
+            limits::SUBJECT_BYTES_MAX
+        )));
+    }
+    match subject.chars().find(|char| !is_printable(*char)) {
+        Some(char) => Err(Error::Invalid(format!(
+            "subject {}: the character U+{:04X} is not printable and not allowed",
+            shortened(subject),
+            u32::from(char)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Checks that an account exists, which a new record will belong to.
+pub(crate) fn check_owner(meta: &dyn Meta, owner: AccountId) -> Result<()> {
+    if owner == AccountId::ADMINISTRATOR || meta.get::<AccountRecord>(&owner)?.is_some() {
+        return Ok(());
+    }
+    Err(no_account(owner))
+}
+
+/// The error for an account that is not there.
+pub(crate) fn no_account(id: AccountId) -> Error {
+    Error::NotFound {
+        what: AccountRecord::KIND.what,
+        name: id.to_string(),
+    }
 }
 
 /// Checks the tags of a record of a kind (`what`): at most [`limits::TAGS_MAX`], keys of 1 to

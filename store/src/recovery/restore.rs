@@ -130,7 +130,7 @@ fn missing(meta: &dyn Meta, old: &Entry) -> Result<Option<(Entry, String)>> {
     let mut name = String::new();
     // The log has another record of that name, which was deleted before this one was made.
     if let Some(taken) = keys.name.as_deref()
-        && let Some(holder) = meta.entry_named(kind, taken)?
+        && let Some(holder) = meta.entry_named(kind, keys.owner, taken)?
         && holder.keys().map_err(undecodable)?.id != keys.id
     {
         let free = format!("restored-{}", keys.shown_id);

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::{
+    AccountId,
     catalog_log::{CatalogLog, FoundLog},
     format::CatalogRecord as _,
     io::IoEngine,
@@ -66,7 +67,10 @@ fn a_kind_that_only_tests_have_is_made_again_from_the_log() {
             assert_eq!(report.replayed_records, 3);
             let all = meta.all::<Note>().unwrap();
             assert_eq!(all, [note(1, "new"), note(2, "without a name")]);
-            assert_eq!(meta.get_named("n1").unwrap(), Some(note(1, "new")));
+            assert_eq!(
+                meta.get_named(AccountId::ADMINISTRATOR, "n1").unwrap(),
+                Some(note(1, "new"))
+            );
             assert_eq!(meta.totals().unwrap().others.of(Note::KIND), 2);
         }
 

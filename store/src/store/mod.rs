@@ -1,5 +1,6 @@
 //! A store: its parts put together, opened and closed.
 
+mod accounts;
 mod catalog_log;
 mod copies;
 mod nodes;
@@ -18,7 +19,7 @@ use crate::{
     format::store_file::FORMAT_VERSION,
     gc::Collector,
     ingest::{Ingest, NewSnapshot},
-    meta::{Lookup as _, SnapshotRecord},
+    meta::{Lookup as _, Meta, Records as _, SnapshotRecord},
     recovery::{self, RecoveryReport},
     volume::Volumes,
 };
@@ -114,13 +115,10 @@ impl Store {
     /// [`Error::Poisoned`](crate::Error::Poisoned) once the store has stopped writing.
     pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
         let ingest = Ingest::begin(Arc::clone(&self.engine), new)?;
-        let name = ingest.new_snapshot().name.clone();
-        let taken = self
-            .engine
-            .meta(Priority::Read, move |meta| {
-                SnapshotRecord::by_name(meta, &name)
-            })
-            .await?;
+        let new = ingest.new_snapshot();
+        let (owner, name) = (new.owner, new.name.clone());
+        let named = move |meta: &dyn Meta| meta.get_named::<SnapshotRecord>(owner, &name);
+        let taken = self.engine.meta(Priority::Read, named).await?;
         if let Some(taken) = taken {
             return Err(taken.name_taken_error());
         }

@@ -10,8 +10,8 @@ use super::{
     volume_data::new_volume,
 };
 use crate::{
-    AccountId, Error, ListQuery, Options, SnapshotId, SnapshotKey, SnapshotRecord, SnapshotState,
-    Store, VolumeId, format::Change, limits, meta::Meta,
+    AccountId, Error, ListPlace, ListQuery, Options, SnapshotId, SnapshotKey, SnapshotRecord,
+    SnapshotState, Store, VolumeId, format::Change, limits, meta::Meta,
 };
 
 /// Snapshots by name: their ids, and the volumes of the pending ones.
@@ -25,12 +25,11 @@ async fn names(store: &Store) -> Vec<String> {
     let mut names = Vec::new();
     loop {
         let page = store.list_snapshots(query.clone()).await.unwrap();
-        let page: Vec<_> = page.iter().map(|it| it.label().into_owned()).collect();
         let Some(last) = page.last() else {
             return names;
         };
-        query.after_name = Some(last.clone());
-        names.extend(page);
+        query.after = Some(ListPlace::of(last));
+        names.extend(page.iter().map(|it| it.label().into_owned()));
     }
 }
 
@@ -66,7 +65,7 @@ async fn delete_all(store: &Store, model: &mut Model, keys: &[SnapshotKey]) -> u
         for (key, outcome) in done.iter().zip(outcomes) {
             let name = model.iter().find_map(|(name, (id, _))| match key {
                 SnapshotKey::Id(wanted) => (id == wanted).then(|| name.clone()),
-                SnapshotKey::Name(wanted) => (name == wanted).then(|| name.clone()),
+                SnapshotKey::Name { name: wanted, .. } => (name == wanted).then(|| name.clone()),
             });
             match (name, outcome) {
                 (Some(name), Ok(deleted)) => {
@@ -120,7 +119,7 @@ fn several_are_deleted_as_one_after_the_other() {
                 let all: Vec<_> = model.iter().collect();
                 let (name, (id, _)) = all[random.below(all.len())];
                 keys.push(match random.below(5) {
-                    0 | 1 => SnapshotKey::Name(name.clone()),
+                    0 | 1 => SnapshotKey::from(&**name),
                     2 | 3 => SnapshotKey::Id(*id),
                     _ => gone[random.below(gone.len())].clone(),
                 });

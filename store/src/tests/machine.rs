@@ -15,7 +15,7 @@ use varve_content::{RootId, codec::Compression};
 
 use super::{Random, block_on};
 use crate::{
-    Error, Options, RebuildReport, RecoveryReport, Result, Store,
+    AccountId, Error, Options, RebuildReport, RecoveryReport, Result, Store,
     engine::DirectoryLock,
     format::{
         Kind, LastRun, Location, Name, PackId, StoreId, catalog_log::LogHeader, names,
@@ -178,8 +178,13 @@ impl Catalog for PowerlessMeta {
     fn entry(&self, kind: &'static Kind, id: &[u8]) -> Result<Option<Entry>> {
         self.applied.entry(kind, id)
     }
-    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
-        self.applied.entry_named(kind, name)
+    fn entry_named(
+        &self,
+        kind: &'static Kind,
+        owner: AccountId,
+        name: &str,
+    ) -> Result<Option<Entry>> {
+        self.applied.entry_named(kind, owner, name)
     }
     fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
         self.applied.entry_of_root(kind, root)

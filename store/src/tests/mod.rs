@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod accounts;
 mod apart;
 mod between_steps;
 mod checkpoints;
@@ -55,7 +56,9 @@ use varve_content::{
     tree::{Leaf, LeafEntry, TreeBuilder},
 };
 
-use crate::{IncomingChunk, Ingest, NewSnapshot, PutOutcome, Result, SnapshotRecord, Store};
+use crate::{
+    AccountId, IncomingChunk, Ingest, NewSnapshot, PutOutcome, Result, SnapshotRecord, Store,
+};
 
 /// A generator that gives the same numbers for the same seed (xorshift64*, Vigna 2016).
 pub(super) struct Random(u64);
@@ -170,6 +173,7 @@ pub(super) fn incoming(id: ChunkId, plain: &[u8]) -> IncomingChunk {
 
 pub(super) fn new_snapshot(name: &str, size_bytes: usize) -> NewSnapshot {
     NewSnapshot {
+        owner: AccountId::ADMINISTRATOR,
         lineage: None,
         name: name.to_owned(),
         size_bytes: size_bytes as u64,

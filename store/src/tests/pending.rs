@@ -13,12 +13,13 @@ use super::{
     volume_data::{BLOCK, Change, contents, new_volume, options},
 };
 use crate::{
-    CloneSource, Error, NewClone, NewSnapshots, Result, SnapshotRecord, SnapshotState, Store,
-    Volume, limits,
+    AccountId, CloneSource, Error, NewClone, NewSnapshots, Result, SnapshotRecord, SnapshotState,
+    Store, Volume, limits,
 };
 
 pub(super) fn of(volumes: &[&str], name: &str) -> NewSnapshots {
     NewSnapshots {
+        owner: AccountId::ADMINISTRATOR,
         volumes: volumes.iter().map(|&volume| volume.into()).collect(),
         name: name.to_owned(),
         tags: BTreeMap::new(),
@@ -27,6 +28,7 @@ pub(super) fn of(volumes: &[&str], name: &str) -> NewSnapshots {
 
 pub(super) fn clone_of(source: CloneSource, name: &str) -> NewClone {
     NewClone {
+        owner: AccountId::ADMINISTRATOR,
         source,
         name: name.to_owned(),
         size_bytes: None,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use bytes::Bytes;
 
 use super::{Random, assert_holds, block_on, machine::Machine, random_image, seed, upload};
-use crate::{Error, NewVolume, Options, Result, Store, Volume, format::names, limits};
+use crate::{AccountId, Error, NewVolume, Options, Result, Store, Volume, format::names, limits};
 
 pub(super) const BLOCK: usize = 4096;
 
@@ -18,6 +18,7 @@ pub(crate) fn options(dir: &std::path::Path) -> Options {
 
 pub(crate) fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
     NewVolume {
+        owner: AccountId::ADMINISTRATOR,
         name: name.to_owned(),
         size_bytes: Some(size_bytes as u64),
         from: None,

@@ -16,7 +16,9 @@ use super::{
 use crate::{
     Error, Result, SnapshotRecord,
     engine::Priority,
-    meta::{self, Key, Lookup as _, Meta, SnapshotKey, VolumeId, VolumeKey, VolumeRecord},
+    meta::{
+        self, AccountId, Key, Lookup as _, Meta, SnapshotKey, VolumeId, VolumeKey, VolumeRecord,
+    },
 };
 
 /// A clone to be made.
@@ -24,6 +26,8 @@ use crate::{
 pub struct NewClone {
     /// The source of its content.
     pub source: CloneSource,
+    /// The account that the new volume will belong to.
+    pub owner: AccountId,
     /// The new volume's name.
     pub name: String,
     /// Its size, a multiple of 512 bytes and not less than the source's; `None`: as the source's.
@@ -162,6 +166,7 @@ impl Volumes {
 impl NewClone {
     fn as_volume(&self) -> NewVolume {
         NewVolume {
+            owner: self.owner,
             name: self.name.clone(),
             size_bytes: self.size_bytes,
             from: None,

@@ -20,6 +20,8 @@ use crate::{
 /// The settings of a new volume.
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
+    /// The account that it will belong to.
+    pub owner: AccountId,
     /// Its name.
     pub name: String,
     /// Its size in bytes, a multiple of 512. `None`: the size of the snapshot.
@@ -57,7 +59,7 @@ impl NewVolume {
             id,
             size_bytes: size(&self.name, self.size_bytes, from.as_ref())?,
             name: Some(self.name),
-            owner: AccountId::ADMINISTRATOR,
+            owner: self.owner,
             description: String::new(),
             base: from.as_ref().and_then(|origin| origin.root),
             parent: from.as_ref().and_then(|origin| origin.parent),
@@ -232,16 +234,34 @@ impl Volumes {
         self.change_volume(key, change).await
     }
 
+    /// Gives a volume that is not attached to another account.
+    pub(crate) async fn give_volume(&self, id: VolumeId, to: AccountId) -> Result<VolumeRecord> {
+        let give = move |meta: &dyn Meta| {
+            let (changes, given) = meta::given::<VolumeRecord>(meta, &id, to)?;
+            detached(&given)?;
+            Ok((changes, given))
+        };
+        let given = self.engine.commit.change((), give).await?;
+        self.record_owner(id).await?;
+        Ok(given)
+    }
+
     pub(super) async fn change_volume<F>(&self, key: &VolumeKey, change: F) -> Result<VolumeRecord>
     where
         F: Fn(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
         let changed = self.engine.commit.update(id, change).await?;
-        if let Some(volume) = self.open.get(id) {
-            volume.inner().record_owner().await?;
-        }
+        self.record_owner(id).await?;
         Ok(changed)
+    }
+
+    /// Writes the record of a volume beside its journal, if it is open.
+    async fn record_owner(&self, id: VolumeId) -> Result<()> {
+        match self.open.get(id) {
+            Some(volume) => volume.inner().record_owner().await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -300,7 +320,7 @@ mod tests {
             name: "v".to_owned(),
             size_bytes,
             from: from.map(SnapshotKey::from),
-            tags: BTreeMap::new(),
+            ..NewVolume::default()
         }
     }
 

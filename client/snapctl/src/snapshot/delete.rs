@@ -39,7 +39,8 @@ const JSON_BEGIN: &str = "{\"snapshots\":[\n";
 /// Arguments of `snapshot delete`.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
-    /// Names or ids; with --older-than or --tag, only those of them that match are deleted
+    /// Names or ids; with --older-than or --tag, only those of them that match are deleted, and
+    /// without names all of your own account that match
     #[arg(value_name = "SNAPSHOT", required_unless_present_any = ["older_than", "tags"])]
     snapshots: Vec<String>,
     /// Delete only snapshots that are older than this, by the clock of this machine: a number of
@@ -154,6 +155,8 @@ impl Delete {
         if self.snapshots.is_empty() {
             let filter = SnapshotFilter {
                 tags: matching.tags.clone(),
+                // The administrator sees the snapshots of all accounts, and cleans up only its own.
+                owner: "self".to_owned(),
                 ..SnapshotFilter::default()
             };
             let mut listed = Box::pin(client.snapshots(filter));

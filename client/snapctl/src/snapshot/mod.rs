@@ -28,7 +28,7 @@ use crate::{
 pub(crate) enum Snapshot {
     /// Make a snapshot of a volume, or of several volumes at one instant, in use or not
     Create(Create),
-    /// List snapshots, by name
+    /// List snapshots, by owner, then by name
     #[command(visible_alias = "ls")]
     List(Listing),
     /// Show a snapshot
@@ -175,6 +175,7 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
     let filter = SnapshotFilter {
         name_prefix: listing.name_prefix,
         tags,
+        owner: listing.owner,
     };
     let snapshots: Vec<_> = client.snapshots(filter).take(limit).try_collect().await?;
     if options.output == Output::Json {
@@ -186,14 +187,16 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
 }
 
 fn table(snapshots: &[varve_client::Snapshot], output: Output) -> Result<(), Failure> {
-    const HEADINGS: [&str; 8] = [
-        "NAME", "ID", "STATE", ">SIZE", ">DATA", "+>NEW", "+CREATED", "+TAGS",
+    let owner = output::owner_heading(snapshots.iter().map(|snapshot| &*snapshot.owner));
+    let headings = [
+        "NAME", "ID", owner, "STATE", ">SIZE", ">DATA", "+>NEW", "+CREATED", "+TAGS",
     ];
-    let mut table = output::table(&HEADINGS, output);
+    let mut table = output::table(&headings, output);
     for snapshot in snapshots {
         table.add_row([
             snapshot.name.clone(),
             snapshot.id.clone(),
+            snapshot.owner.clone(),
             output::state(snapshot),
             output::size(snapshot.size_bytes),
             output::size(snapshot.data_bytes),
@@ -226,6 +229,7 @@ fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Fail
     let volume = snapshot.volume.iter();
     facts.extend(volume.map(|volume| ("Volume", format!("{} ({})", volume.name, volume.id))));
     facts.extend(snapshot.parent.iter().map(|id| ("Parent", id.clone())));
+    facts.extend(output::other_owner(&snapshot.owner).map(|id| ("Owner", id)));
     let tags = snapshot.tags.iter();
     facts.extend(tags.map(|(key, value)| ("Tag", format!("{key}={value}"))));
     output::write(&output::facts(&facts))

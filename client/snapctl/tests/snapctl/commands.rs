@@ -18,6 +18,10 @@ pub(crate) fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_snapctl"));
     command
         .env_remove("VARVE_LOG")
+        .env_remove("VARVE_PROFILE")
+        .env_remove("VARVE_TOKEN_FILE")
+        // Not the settings of whoever runs the tests.
+        .env("XDG_CONFIG_HOME", daemon.path("config"))
         .env("VARVE_ENDPOINT", daemon.endpoint.to_string())
         .current_dir(daemon.path(""))
         .args(arguments)
@@ -99,6 +103,7 @@ fn json_is_stable() {
         "parent": null,
         "progress": null,
         "failure": null,
+        "owner": "000000000000",
     });
     assert_eq!(
         report,

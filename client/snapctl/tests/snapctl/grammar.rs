@@ -128,6 +128,8 @@ fn help_is_as_wide_as_the_terminal_and_no_wider_than_is_read_easily() {
         "volume clone",
         "copy create",
         "remote create",
+        "account create",
+        "account token create",
         "device map",
         "status",
     ] {

@@ -7,8 +7,10 @@
     reason = "tests"
 )]
 
+mod accounts;
 mod commands;
 mod copies;
+mod credentials;
 mod cut_off;
 mod deletions;
 mod endings;

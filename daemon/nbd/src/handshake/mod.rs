@@ -603,6 +603,7 @@ where
             | ExportError::NoSpace { .. }
             | ExportError::ReadOnly
             | ExportError::Detached { .. } => OptionReplyCode::Unknown,
+            ExportError::Denied { .. } => OptionReplyCode::Policy,
             ExportError::Stopping => OptionReplyCode::Stopping,
         };
         self.reply(option, code, error.to_string().as_bytes()).await

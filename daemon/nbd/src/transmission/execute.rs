@@ -408,7 +408,7 @@ fn failure(request: &Request, error: ExportError) -> Body {
         }
         ExportError::NotFound { .. } | ExportError::Unavailable { .. } => (ErrorCode::Io, None),
         ExportError::NoSpace { .. } => (ErrorCode::NoSpace, None),
-        ExportError::ReadOnly => (ErrorCode::NotPermitted, None),
+        ExportError::ReadOnly | ExportError::Denied { .. } => (ErrorCode::NotPermitted, None),
         ExportError::Detached { .. } | ExportError::Stopping => (ErrorCode::Stopping, None),
     };
     Body::Error {

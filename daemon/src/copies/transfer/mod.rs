@@ -19,7 +19,7 @@ use varve_content::{
     tree::{ComparedLeaves, Root, RootId},
 };
 use varve_store::{
-    Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotKey, SnapshotOrigin,
+    AccountId, Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotKey, SnapshotOrigin,
     SnapshotRecord, Store,
 };
 
@@ -113,7 +113,7 @@ impl CopyEngine {
         let asked = job.record();
         let wanted = match (found, asked.root) {
             (Err(CopyError::Source(error)), Some(root)) if error.kind() == ErrorKind::NotFound => {
-                if let Some(made) = self.made(&asked.name, root).await? {
+                if let Some(made) = self.made(asked.owner, &asked.name, root).await? {
                     job.all_here();
                     return Ok(made);
                 }
@@ -138,7 +138,7 @@ impl CopyEngine {
         };
         varve_store::check_snapshot_name(&name).map_err(|error| job.blame(error))?;
         job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
-        if let Some(made) = self.made(&name, root).await? {
+        if let Some(made) = self.made(asked.owner, &name, root).await? {
             job.all_here();
             return Ok(made);
         }
@@ -151,8 +151,9 @@ impl CopyEngine {
         }
         let mut tags: BTreeMap<_, _> = wanted.snapshot.tags.clone();
         tags.extend(asked.tags);
-        let parent = self.parent(&wanted).await?;
+        let parent = self.parent(asked.owner, &wanted).await?;
         let new = NewSnapshot {
+            owner: asked.owner,
             name,
             size_bytes: wanted.root.size_bytes,
             tags,
@@ -165,7 +166,7 @@ impl CopyEngine {
             job.all_here();
             return Ok(record);
         }
-        if let Some(base) = self.base(&wanted, parent).await? {
+        if let Some(base) = self.base(asked.owner, &wanted, parent).await? {
             match self
                 .fetch(job, &place, &wanted, new.clone(), Some(base))
                 .await
@@ -181,11 +182,17 @@ impl CopyEngine {
         self.fetch(job, &place, &wanted, new, None).await
     }
 
-    /// The snapshot of this name in this store, if it has this content.
-    async fn made(&self, name: &str, root: RootId) -> Result<Option<SnapshotRecord>, CopyError> {
+    /// The snapshot of this owner and name in this store, if it has this content.
+    async fn made(
+        &self,
+        owner: AccountId,
+        name: &str,
+        root: RootId,
+    ) -> Result<Option<SnapshotRecord>, CopyError> {
+        let name = name.to_owned();
         match self
             .store
-            .snapshot(&SnapshotKey::Name(name.to_owned()))
+            .snapshot(&SnapshotKey::Name { owner, name })
             .await
         {
             Ok(there) if there.root() == Some(root) => Ok(Some(there)),
@@ -241,17 +248,22 @@ impl CopyEngine {
     }
 
     /// The parent, here or at the source; `None` if there is none, or it is deleted at the source.
-    async fn parent(&self, wanted: &RemoteSnapshot) -> Result<Option<Ancestor>, CopyError> {
+    async fn parent(
+        &self,
+        owner: AccountId,
+        wanted: &RemoteSnapshot,
+    ) -> Result<Option<Ancestor>, CopyError> {
         match &wanted.snapshot.parent {
-            Some(id) => self.ancestor(wanted, id).await,
+            Some(id) => self.ancestor(owner, wanted, id).await,
             None => Ok(None),
         }
     }
 
-    /// The snapshot here with the name and the content of one at the source; otherwise the one at
-    /// the source.
+    /// The snapshot here of this owner with the name and the content of one at the source;
+    /// otherwise the one at the source.
     async fn ancestor(
         &self,
+        owner: AccountId,
         wanted: &RemoteSnapshot,
         id: &str,
     ) -> Result<Option<Ancestor>, CopyError> {
@@ -263,7 +275,8 @@ impl CopyEngine {
             }
             Err(error) => return Err(error),
         };
-        let key = SnapshotKey::Name(there.name.clone());
+        let name = there.name.clone();
+        let key = SnapshotKey::Name { owner, name };
         match self.store.snapshot(&key).await {
             Ok(here) if here.root().is_some() && here.root() == there.root => {
                 Ok(Some(Ancestor::Here(here)))
@@ -276,6 +289,7 @@ impl CopyEngine {
     /// The nearest ancestor that is here with all its content.
     async fn base(
         &self,
+        owner: AccountId,
         wanted: &RemoteSnapshot,
         parent: Option<Ancestor>,
     ) -> Result<Option<Base>, CopyError> {
@@ -300,7 +314,7 @@ impl CopyEngine {
                 }
                 Some(Ancestor::There(there)) => {
                     next = match &there.parent {
-                        Some(id) => self.ancestor(wanted, id).await?,
+                        Some(id) => self.ancestor(owner, wanted, id).await?,
                         None => None,
                     };
                 }
@@ -310,14 +324,23 @@ impl CopyEngine {
     }
 
     /// Estimates how much a copy would fetch. Fetches only tree nodes.
-    pub(super) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
+    pub(super) async fn estimate(
+        &self,
+        owner: AccountId,
+        source: &Source,
+    ) -> Result<Estimate, CopyError> {
         let place = self.estimates.take(Holder::OWN, 1, BUSY_WITHIN).await?;
         let place = Arc::new(place);
-        let estimating = Box::pin(self.estimate_all(source, Arc::clone(&place)));
+        let estimating = Box::pin(self.estimate_all(owner, source, Arc::clone(&place)));
         place.unless_it_gives_way(estimating).await?
     }
 
-    async fn estimate_all(&self, source: &Source, place: Arc<Hold>) -> Result<Estimate, CopyError> {
+    async fn estimate_all(
+        &self,
+        owner: AccountId,
+        source: &Source,
+        place: Arc<Hold>,
+    ) -> Result<Estimate, CopyError> {
         let wanted = RemoteSnapshot::find(source, &self.remotes, place).await?;
         if let Some(same) = self.same(wanted.root.id()).await? {
             let data_bytes = same.content().map_or(0, |content| content.data_bytes);
@@ -327,8 +350,8 @@ impl CopyEngine {
                 ..Estimate::of(wanted.root)
             });
         }
-        let parent = self.parent(&wanted).await?;
-        if let Some(base) = self.base(&wanted, parent).await? {
+        let parent = self.parent(owner, &wanted).await?;
+        if let Some(base) = self.base(owner, &wanted, parent).await? {
             let counting = Box::pin(self.count(&wanted, Some(&base)));
             match wanted.held(counting).await {
                 Err(CopyError::Base(error)) => {

@@ -35,6 +35,7 @@ use crate::{
         places::Full,
         seats::{Seat, Seats},
         seldom::Seldom,
+        tls::Shown,
     },
     tasks::Tasks,
 };
@@ -192,7 +193,7 @@ impl Connections {
         peer: &Peer,
         handshake: Handshake,
     ) -> Result<Connection, Refused> {
-        let socket = tokio::select! {
+        let (socket, shown) = tokio::select! {
             shaken = timeout(limits::HANDSHAKE_TIMEOUT, shake_hands(socket, tls)) => {
                 shaken.map_err(|_| Refused::TimedOut)??
             }
@@ -209,7 +210,7 @@ impl Connections {
                  reached{left_out}"
             );
         }
-        Ok(Connection::new(socket, *peer, Arc::new(seat)))
+        Ok(Connection::new(socket, (*peer, shown), Arc::new(seat)))
     }
 
     fn tell(&self, peer: &Peer, error: &Refused) {
@@ -233,10 +234,14 @@ impl Connections {
 async fn shake_hands<S: Socket + 'static>(
     socket: S,
     tls: Option<Tls>,
-) -> Result<Box<dyn Socket>, Refused> {
-    let mut socket: Box<dyn Socket> = match tls {
-        None => Box::new(socket),
-        Some(tls) => Box::new(tls().accept(socket).await.map_err(Refused::Tls)?),
+) -> Result<(Box<dyn Socket>, Option<Shown>), Refused> {
+    let (mut socket, shown): (Box<dyn Socket>, _) = match tls {
+        None => (Box::new(socket), None),
+        Some(tls) => {
+            let stream = tls().accept(socket).await.map_err(Refused::Tls)?;
+            let shown = Shown::on(stream.get_ref().1);
+            (Box::new(stream), Some(shown))
+        }
     };
     let mut preface = [0; PREFACE.len()];
     let mut count = 0;
@@ -253,7 +258,7 @@ async fn shake_hands<S: Socket + 'static>(
             return Err(Refused::Protocol);
         }
     }
-    Ok(socket)
+    Ok((socket, shown))
 }
 
 /// A socket that accepts connections, set up for gRPC.
@@ -296,18 +301,21 @@ pub struct Connection {
     /// The part of the preface that the HTTP/2 server still has to read again.
     early: &'static [u8],
     peer: Peer,
+    /// What the client showed in its TLS handshake, if there was one.
+    shown: Option<Shown>,
     seat: Arc<Seat>,
     /// `None` once the connection has been displaced.
     displaced: Option<BoxFuture<'static, ()>>,
 }
 
 impl Connection {
-    fn new(socket: Box<dyn Socket>, peer: Peer, seat: Arc<Seat>) -> Self {
+    fn new(socket: Box<dyn Socket>, (peer, shown): (Peer, Option<Shown>), seat: Arc<Seat>) -> Self {
         let waits = Arc::clone(&seat);
         Self {
             socket,
             early: PREFACE,
             peer,
+            shown,
             seat,
             displaced: Some(Box::pin(async move { waits.displaced().await })),
         }
@@ -317,6 +325,12 @@ impl Connection {
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// What the client showed in its TLS handshake, if there was one.
+    #[must_use]
+    pub fn shown(&self) -> Option<Shown> {
+        self.shown.clone()
     }
 
     /// Its seat, which it holds on to while requests are under way.

@@ -7,7 +7,7 @@ use varve_content::{
 };
 use varve_proto::v1::{self, download_response, read_snapshot_response};
 use varve_store::{
-    DiffExtent, ExportedNode, IncomingChunk, Lineage, NewSnapshot, NodeKey, Segment,
+    AccountId, DiffExtent, ExportedNode, IncomingChunk, Lineage, NewSnapshot, NodeKey, Segment,
     SnapshotOrigin, StoredChunk, VerifiedChunk, Violation,
     format::{IdKind, RecordId},
 };
@@ -27,6 +27,8 @@ pub(in crate::grpc) fn new_upload(request: v1::BeginUploadRequest) -> Result<New
     };
     Ok(NewUpload {
         snapshot: NewSnapshot {
+            // The service knows the caller's.
+            owner: AccountId::ADMINISTRATOR,
             lineage: request.lineage.map(lineage).transpose()?,
             name: request.name,
             size_bytes: request.size_bytes,

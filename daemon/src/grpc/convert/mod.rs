@@ -1,12 +1,14 @@
 //! Every conversion between the protocol and the service's types.
 //!
 //! - `records`: snapshots, volumes, copies, remotes, status.
+//! - `accounts`: accounts and tokens.
 //! - `gc`: collections, and what snapshots and volumes take.
 //! - `content`: uploads, downloads, ranges, chunks, leaves, nodes.
 //!
 //! Invariants: a value that does not fit the service's types is refused with an [`Error`] that
 //! names the field and the value. The service and the store check everything else.
 
+mod accounts;
 mod content;
 mod gc;
 mod records;
@@ -16,6 +18,9 @@ use prost_types::Timestamp;
 use varve_content::{ChunkId, RootId};
 
 pub(super) use self::{
+    accounts::{
+        account, account_change, audit_page, audit_query, new_account, new_token, token, who_am_i,
+    },
     content::{
         chunk_ids, chunk_message, chunk_request, diff_extent, download_part, incoming_leaf,
         new_upload, node, node_key, range_part, root, stored_chunk, verify_state,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use varve_content::block::SEGMENT_BYTES;
 use varve_proto::v1;
-use varve_store::{RemoteRecord, SnapshotState, VolumeRecord, VolumeStatus};
+use varve_store::{AccountId, RemoteRecord, SnapshotState, VolumeRecord, VolumeStatus};
 
 use super::{root_bytes, timestamp};
 use crate::{
@@ -50,6 +50,7 @@ pub(in crate::grpc) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
             total_bytes: bytes(progress.segments_total),
         }),
         failure,
+        owner: record.owner.to_string(),
     }
 }
 
@@ -107,6 +108,7 @@ pub(in crate::grpc) fn volume(record: VolumeRecord) -> v1::Volume {
         attached_at: record.attached_at_ns.map(timestamp),
         attachments: record.attachments,
         status: None,
+        owner: record.owner.to_string(),
     }
 }
 
@@ -138,6 +140,7 @@ pub(in crate::grpc) fn new_volume(request: v1::CreateVolumeRequest) -> VolumeReq
 
 pub(in crate::grpc) fn list_snapshots(request: v1::ListSnapshotsRequest) -> ListRequest {
     ListRequest {
+        owner: request.owner,
         name_prefix: request.name_prefix,
         tags: request.tags,
         page_size: request.page_size,
@@ -147,6 +150,7 @@ pub(in crate::grpc) fn list_snapshots(request: v1::ListSnapshotsRequest) -> List
 
 pub(in crate::grpc) fn list_volumes(request: v1::ListVolumesRequest) -> ListRequest {
     ListRequest {
+        owner: request.owner,
         name_prefix: request.name_prefix,
         tags: request.tags,
         page_size: request.page_size,
@@ -195,6 +199,7 @@ pub(in crate::grpc) fn copy(status: CopyStatus) -> v1::Copy {
         last_error_code: record.last_error_code.into(),
         snapshot_id: record.made.map(|id| id.to_string()).unwrap_or_default(),
         tags: record.tags,
+        owner: record.owner.to_string(),
     }
 }
 
@@ -209,6 +214,8 @@ pub(in crate::grpc) fn copy_source(source: Option<v1::CopySource>) -> Result<Cop
 
 pub(in crate::grpc) fn new_copy(request: v1::CreateCopyRequest) -> Result<NewCopy> {
     Ok(NewCopy {
+        // The service knows the caller's.
+        owner: AccountId::ADMINISTRATOR,
         source: copy_source(request.source)?,
         name: request.name,
         tags: request.tags,

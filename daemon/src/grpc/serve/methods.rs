@@ -97,6 +97,7 @@ impl Method {
             | ("varve.v1.VolumeService", "ListVolumes" | "GetVolume")
             | ("varve.v1.CopyService", "ListCopies")
             | ("varve.v1.RemoteService", "ListRemotes")
+            | ("varve.v1.AccountService", "ListAccounts" | "ListTokens" | "ReadAudit")
             | ("varve.v1.ReplicationService", "FetchNodes") => LIST,
             (_, "ServerReflectionInfo") => Self {
                 takes_many: true,

@@ -37,7 +37,7 @@ use h2::{
     Reason, RecvStream,
     server::{Builder, Connection, SendResponse},
 };
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, header::AUTHORIZATION};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -56,9 +56,9 @@ use self::{
 };
 use super::failure::Failure;
 use crate::{
-    auth::{Caller, Face},
+    auth::{Caller, Directory, Face, Failures, TokenError},
     limits,
-    net::{peer::Peer, seats::Seat},
+    net::{peer::Peer, seats::Seat, tls::Shown},
     resources::shares::{Hold, Holder, Rules, Shares},
     service::Error,
     tasks::Tasks,
@@ -72,6 +72,9 @@ pub struct Serving(Arc<Shared>);
 struct Shared {
     routes: Routes,
     tasks: Tasks,
+    directory: Directory,
+    /// Wrong tokens by source.
+    failures: Failures,
     calls: Shares,
     requests: Shares,
     answers: Shares,
@@ -121,7 +124,7 @@ impl Drop for Window {
 impl Serving {
     /// Serves these routes.
     #[must_use]
-    pub fn new(routes: Routes, tasks: Tasks) -> Self {
+    pub(crate) fn new(routes: Routes, tasks: Tasks, directory: Directory) -> Self {
         let bytes = |what, total, local, yields_after, pace| {
             Shares::new(Rules {
                 what,
@@ -136,6 +139,8 @@ impl Serving {
         Self(Arc::new(Shared {
             routes: routes.prepare(),
             tasks,
+            directory,
+            failures: Failures::default(),
             calls: bytes(
                 "calls",
                 limits::CALLS_MAX,
@@ -173,7 +178,7 @@ impl Serving {
         &self,
         socket: S,
         seat: Option<Arc<Seat>>,
-        peer: Peer,
+        (peer, tls): (Peer, Option<Shown>),
         stop: CancellationToken,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -181,7 +186,8 @@ impl Serving {
         let window = self.window();
         let connected = Connected {
             shared: Arc::clone(&self.0),
-            caller: Caller::new(Face::Grpc, peer),
+            is_tls: tls.is_some(),
+            caller: Caller::new(Face::Grpc, peer).with_certificate(tls.and_then(|it| it.subject)),
             own: Arc::new(Semaphore::new(1)),
             seat,
             stop: stop.clone(),
@@ -212,6 +218,8 @@ impl Serving {
 struct Connected {
     shared: Arc<Shared>,
     caller: Caller,
+    /// The connection is encrypted.
+    is_tls: bool,
     /// The one call that the connection has for itself.
     own: Arc<Semaphore>,
     seat: Option<Arc<Seat>>,
@@ -263,7 +271,8 @@ impl Connected {
     }
 
     fn start(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let (shared, caller) = (Arc::clone(&self.shared), self.caller);
+        let (shared, caller) = (Arc::clone(&self.shared), self.caller.clone());
+        let is_tls = self.is_tls;
         let busy = self.seat.as_ref().map(|seat| seat.begin());
         if let Some(None) = busy {
             // Another connection has this one's seat, and this one is about to be closed. It would
@@ -284,7 +293,7 @@ impl Connected {
                 },
             };
             // A caller that has gone away needs no answer.
-            let _ = call(&shared, caller, request, &mut respond, &stop).await;
+            let _ = call(&shared, (caller, is_tls), request, &mut respond, &stop).await;
             drop((own, place, busy, under_way));
         }));
     }
@@ -293,7 +302,7 @@ impl Connected {
 /// Serves one call.
 async fn call(
     shared: &Shared,
-    caller: Caller,
+    (caller, is_tls): (Caller, bool),
     mut request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     stop: &CancellationToken,
@@ -320,7 +329,10 @@ async fn call(
         }
     };
     let holder = caller.holder();
-    request.extensions_mut().insert(caller);
+    match with_token(shared, caller, is_tls, request.headers()).await {
+        Ok(caller) => drop(request.extensions_mut().insert(caller)),
+        Err(error) => return refuse(respond, Status::from(Failure::from(error))),
+    }
     let arrives = Arrives::default();
     request.extensions_mut().insert(arrives.clone());
     let room = request::Room::default();
@@ -354,6 +366,38 @@ async fn call(
             Answer::send(respond, response, answer, all, deadline()).await
         }
         Err(status) => refuse(respond, status),
+    }
+}
+
+/// The caller with the token of its call, if it has one.
+async fn with_token(
+    shared: &Shared,
+    caller: Caller,
+    is_tls: bool,
+    headers: &HeaderMap,
+) -> Result<Caller, Error> {
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Ok(caller);
+    };
+    let text = header.to_str().ok().and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
+    // Another scheme is a wrong token, too.
+    let checked = shared
+        .directory
+        .check_token(caller.peer(), is_tls, text.unwrap_or_default());
+    match checked {
+        Ok(token) => Ok(caller.with_token(token)),
+        Err(error) => {
+            let delay = match error {
+                TokenError::Invalid => shared.failures.count(caller.peer().key()),
+                TokenError::Expired | TokenError::Plaintext => Duration::ZERO,
+            };
+            debug!(%caller, %error, ?delay, "a token is refused");
+            tokio::time::sleep(delay).await;
+            Err(error.into())
+        }
     }
 }
 

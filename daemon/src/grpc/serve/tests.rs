@@ -104,7 +104,11 @@ impl Scene {
     fn with_place(place: Option<Arc<Hold>>) -> Self {
         let tasks = Tasks::new();
         Self {
-            serving: Serving::new(Routes::new(Echo { place }), tasks.clone()),
+            serving: Serving::new(
+                Routes::new(Echo { place }),
+                tasks.clone(),
+                Directory::new(0),
+            ),
             tasks,
             stop: CancellationToken::new(),
         }
@@ -119,7 +123,7 @@ impl Scene {
             Peer::Tcp("192.0.2.1:4711".parse().unwrap())
         };
         drop(self.tasks.spawn("connection", async move {
-            serving.serve(own, None, peer, stop).await;
+            serving.serve(own, None, (peer, None), stop).await;
         }));
         peers
     }
@@ -559,7 +563,9 @@ async fn a_connection_that_has_lost_its_seat_does_nothing_more() {
     let (own, peers) = duplex(64 << 10);
     let (serving, stop, held) = (scene.serving.clone(), scene.stop.clone(), seat);
     drop(scene.tasks.spawn("connection", async move {
-        serving.serve(own, Some(held), Peer::Given, stop).await;
+        serving
+            .serve(own, Some(held), (Peer::Given, None), stop)
+            .await;
     }));
     let (peer, connection) = client::handshake(peers).await.unwrap();
     drop(scene.tasks.spawn("peer", async move {

@@ -33,6 +33,7 @@ use crate::net::limits::{
 use crate::net::peer::Peer;
 use crate::net::places::{Place, Places};
 use crate::net::seldom::Seldom;
+use crate::net::tls::Shown;
 
 #[cfg(test)]
 mod tests;
@@ -279,7 +280,8 @@ where
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new();
         let deadline = Deadline::new(self.options.handshake_timeout);
-        let exports = (self.exports)(Caller::new(Face::Nbd, *peer));
+        let caller = Caller::new(Face::Nbd, *peer);
+        let exports = (self.exports)(caller.clone());
         let desk = Desk {
             exports: &exports,
             deadline: &deadline,
@@ -310,6 +312,14 @@ where
         let negotiating = Box::pin(async {
             let accepted = deadline.run((tls.acceptor)().accept(stream)).await?;
             let mut stream = accepted.map_err(HandshakeError::Tls)?;
+            // From here on the client may be somebody that its certificate names.
+            let shown = Shown::on(stream.get_ref().1);
+            let exports = (self.exports)(caller.with_certificate(shown.subject));
+            let desk = Desk {
+                exports: &exports,
+                deadline: &deadline,
+                admit: &|| self.admit(peer),
+            };
             let negotiated = haggle(&mut stream, &mut inbox, &desk, client, Security::Tls).await?;
             Ok((stream, negotiated))
         });

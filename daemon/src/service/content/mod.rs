@@ -17,7 +17,6 @@ pub(crate) use self::{
 use super::{
     Service,
     error::Result,
-    request,
     streams::{self, Items},
 };
 use crate::auth::{Action, Attempt, Caller, Resource};
@@ -32,8 +31,9 @@ impl Service {
         plain: bool,
     ) -> Result<Items<DownloadPart>> {
         let on = [Resource::Snapshot(key)];
+        let sight = self.sight(caller);
         let open = async {
-            let key = request::snapshot_key("snapshot", key)?;
+            let key = sight.snapshot("snapshot", key).await?;
             let place = streams::place(&self.0.readers, caller).await?;
             let reader = self.store().open_snapshot(&key).await?;
             let download = Download {
@@ -59,8 +59,9 @@ impl Service {
         length_bytes: u64,
     ) -> Result<Items<RangePart>> {
         let on = [Resource::Snapshot(key)];
+        let sight = self.sight(caller);
         let open = async {
-            let key = request::snapshot_key("snapshot", key)?;
+            let key = sight.snapshot("snapshot", key).await?;
             let place = streams::place(&self.0.readers, caller).await?;
             let reader = self.store().open_snapshot(&key).await?;
             let range = read::range(reader.size_bytes(), offset_bytes, length_bytes)?;

@@ -40,11 +40,16 @@ impl Service {
     pub(crate) async fn begin_upload(&self, caller: &Caller, new: NewUpload) -> Result<String> {
         let name = new.snapshot.name.clone();
         let on = [Resource::Snapshot(&name)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::BeginUpload, &on, async {
+            let snapshot = NewSnapshot {
+                owner: sight.account()?,
+                ..new.snapshot
+            };
             let uploads = &self.0.parts.uploads;
             uploads.make_room(caller.holder())?;
-            let size_bytes = new.snapshot.size_bytes;
-            let mut ingest = self.store().begin_ingest(new.snapshot).await?;
+            let size_bytes = snapshot.size_bytes;
+            let mut ingest = self.store().begin_ingest(snapshot).await?;
             if new.keep_packed {
                 ingest = ingest.keep_packed();
             }
@@ -88,7 +93,7 @@ impl Service {
     {
         use futures::StreamExt as _;
 
-        let mut attempt = Attempt::begin(caller, Action::PutChunks, &[]);
+        let mut attempt = self.begin(caller, Action::PutChunks, &[])?;
         // The first message has the same deadline as a request. It names the upload of the stream.
         let first = messages.next().await.transpose();
         if let Ok(Some(first)) = &first {

@@ -4,14 +4,16 @@ use varve_content::RootId;
 
 use super::{CatalogRecord, Keys, Kind, Tags};
 use crate::format::{
-    FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
+    AccountId, FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
     fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The versions of [`CopyRecord`]'s encoding, its first byte. A record without a code of its last
-/// error has the first, as all had once.
-const VERSION_WITHOUT_CODE: u8 = 1;
-const VERSION: u8 = 2;
+/// The versions of [`CopyRecord`]'s encoding, its first byte. The first has no place for the code
+/// of the last error, the second none for an owner. A record is written in the first version that
+/// can express it.
+const PLAIN: u8 = 1;
+const WITH_CODE: u8 = 2;
+const VERSION: u8 = 3;
 
 const PLAINTEXT: u8 = 1;
 const HAS_ROOT: u8 = 2;
@@ -68,7 +70,7 @@ impl CopyOutcome {
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 1, or 2 if there is a code of the last error |
+/// | 1 | version: 3; 2 for a copy of the administrator; 1 if it also has no code of its last error |
 /// | 1 | flags: 1 plain HTTP is allowed, 2 has a root, 4 has a snapshot, 8 has ended |
 /// | 1 | outcome: 1 under way, 2 completed, 3 failed, 4 cancelled |
 /// | 9 | id |
@@ -82,11 +84,14 @@ impl CopyOutcome {
 /// | 4 + n, four times | endpoint, name or id of the snapshot there, name here, last error: length, UTF-8 |
 /// | 4 | number of tags, ascending by key |
 /// | 4 + n, 4 + n | each tag: key, value |
-/// | 1 | in version 2: code of the last error, not 0 |
+/// | 1 | code of the last error; not 0 in version 2; absent in version 1 |
+/// | 8 | id of the owner as a number; absent in versions 1 and 2 |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyRecord {
     /// Its id.
     pub id: CopyId,
+    /// The account that it belongs to, and that its snapshot will belong to.
+    pub owner: AccountId,
     /// Where the other daemon is, or the name of a remote.
     pub endpoint: String,
     /// True if plain HTTP is allowed, even to another machine.
@@ -132,6 +137,7 @@ impl CopyRecord {
     pub const fn begun(id: CopyId, endpoint: String, snapshot: String, created_at_ns: u64) -> Self {
         Self {
             id,
+            owner: AccountId::ADMINISTRATOR,
             endpoint,
             allow_plaintext: false,
             snapshot,
@@ -152,6 +158,15 @@ impl CopyRecord {
             last_error_code: 0,
         }
     }
+
+    /// The first version that can express the record.
+    fn version(&self) -> u8 {
+        match (self.owner, self.last_error_code) {
+            (AccountId::ADMINISTRATOR, 0) => PLAIN,
+            (AccountId::ADMINISTRATOR, _) => WITH_CODE,
+            _ => VERSION,
+        }
+    }
 }
 
 impl CatalogRecord for CopyRecord {
@@ -163,6 +178,7 @@ impl CatalogRecord for CopyRecord {
     fn keys(&self) -> Keys<'_, CopyId> {
         Keys {
             id: self.id,
+            owner: AccountId::ADMINISTRATOR,
             name: None,
             tags: None,
         }
@@ -180,10 +196,7 @@ impl CatalogRecord for CopyRecord {
             | flag(self.root.is_some(), HAS_ROOT)
             | flag(self.made.is_some(), HAS_SNAPSHOT)
             | flag(self.ended_at_ns.is_some(), HAS_ENDED);
-        let version = match self.last_error_code {
-            0 => VERSION_WITHOUT_CODE,
-            _ => VERSION,
-        };
+        let version = self.version();
         let mut bytes = vec![version, flags, self.outcome.to_byte()];
         bytes.extend_from_slice(self.id.as_bytes());
         for number in [
@@ -208,8 +221,11 @@ impl CatalogRecord for CopyRecord {
             put_text(&mut bytes, text);
         }
         put_tags(&mut bytes, &self.tags);
-        if version == VERSION {
+        if version != PLAIN {
             bytes.push(self.last_error_code);
+        }
+        if version == VERSION {
+            bytes.extend_from_slice(&self.owner.number().to_le_bytes());
         }
         bytes
     }
@@ -217,10 +233,10 @@ impl CatalogRecord for CopyRecord {
     fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("record of a copy", bytes);
         let version = fields.u8()?;
-        if ![VERSION_WITHOUT_CODE, VERSION].contains(&version) {
+        if !matches!(version, PLAIN | WITH_CODE | VERSION) {
             return Err(FormatError::unknown(
                 "version of a copy's record",
-                format_args!("{VERSION_WITHOUT_CODE} or {VERSION}"),
+                format_args!("{PLAIN} to {VERSION}"),
                 version,
             ));
         }
@@ -261,9 +277,9 @@ impl CatalogRecord for CopyRecord {
             last_error: fields.text()?,
             tags: fields.tags()?,
             last_error_code: match version {
-                VERSION_WITHOUT_CODE => 0,
+                PLAIN => 0,
                 _ => match fields.u8()? {
-                    0 => {
+                    0 if version == WITH_CODE => {
                         return Err(FormatError::differs(
                             "code of a copy's last error",
                             "1 to 255",
@@ -273,8 +289,19 @@ impl CatalogRecord for CopyRecord {
                     code => code,
                 },
             },
+            owner: match version {
+                VERSION => AccountId::decode_from(&mut fields)?,
+                _ => AccountId::ADMINISTRATOR,
+            },
         };
         fields.end()?;
+        if record.version() != version {
+            return Err(FormatError::differs(
+                "version of a copy's record",
+                format_args!("{}, the first that can express it", record.version()),
+                version,
+            ));
+        }
         let ended = outcome != CopyOutcome::UnderWay;
         if ended != record.ended_at_ns.is_some()
             || (outcome == CopyOutcome::Completed) != record.made.is_some()

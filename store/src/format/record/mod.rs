@@ -4,11 +4,13 @@
 //! [`Kinds::ALL`]. Log, index and memory model know records only as [`Entry`]s: their bytes and
 //! their [`Kind`].
 
+pub mod account;
 pub mod copy;
 #[cfg(test)]
 pub(crate) mod note;
 pub mod remote;
 pub mod snapshot;
+pub mod token;
 pub mod volume;
 
 use std::{
@@ -21,9 +23,10 @@ use std::{
 use varve_content::RootId;
 
 pub use self::{
-    copy::CopyRecord, remote::RemoteRecord, snapshot::SnapshotRecord, volume::VolumeRecord,
+    account::AccountRecord, copy::CopyRecord, remote::RemoteRecord, snapshot::SnapshotRecord,
+    token::TokenRecord, volume::VolumeRecord,
 };
-use super::{FormatError, IdKind, RecordId};
+use super::{AccountId, FormatError, IdKind, RecordId, keys};
 
 /// Tags of a record, by their keys.
 pub type Tags = BTreeMap<String, String>;
@@ -70,8 +73,8 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     }
 
     /// The label: the name of the record, or its id if it has no name. No two records of a kind
-    /// have the same label, because no name has the form of an id. Lists are in the order of
-    /// labels.
+    /// and of one owner have the same label, because no name has the form of an id. Lists are in
+    /// the order of owners, then of labels.
     fn label(&self) -> Cow<'_, str> {
         let keys = self.keys();
         match keys.name {
@@ -87,11 +90,20 @@ pub trait Tagged: CatalogRecord {
     fn tags_mut(&mut self) -> &mut Tags;
 }
 
+/// A record that belongs to an account.
+pub trait Owned: CatalogRecord {
+    /// The account that it belongs to.
+    fn owner_mut(&mut self) -> &mut AccountId;
+}
+
 /// The keys that find a record.
 #[derive(Debug, Copy, Clone)]
 pub struct Keys<'a, I> {
     /// Its id.
     pub id: I,
+    /// The account whose name it is: names are unique among the records of one owner. Of a kind
+    /// without owners: the administrator.
+    pub owner: AccountId,
     /// Its name, if it has one.
     pub name: Option<&'a str>,
     /// Its tags, if its kind can have any.
@@ -151,10 +163,10 @@ pub struct Kind {
     pub number: u8,
     /// Column family of the records, by id.
     pub records: &'static str,
-    /// Column family of the ids, by label. A kind without one is listed by id, and its records have
-    /// no names but their ids.
+    /// Column family of the ids, by owner and label. A kind without one is listed by id, and its
+    /// records have no owners, and no names but their ids.
     pub labels: Option<&'static str>,
-    /// Column family of the ids, by tag and label.
+    /// Column family of the ids, by tag, owner and label.
     pub tags: Option<&'static str>,
     /// Column family of the ids, by [root](CatalogRecord::whole_root) and id.
     pub roots: Option<&'static str>,
@@ -261,6 +273,8 @@ impl Kinds {
         VolumeRecord::KIND,
         CopyRecord::KIND,
         RemoteRecord::KIND,
+        AccountRecord::KIND,
+        TokenRecord::KIND,
     ]);
 
     /// Each kind.
@@ -276,6 +290,8 @@ pub struct OwnedKeys {
     pub id: Vec<u8>,
     /// Its id as people see it.
     pub shown_id: String,
+    /// See [`Keys::owner`].
+    pub owner: AccountId,
     /// Its name, if it has one.
     pub name: Option<String>,
     /// Its tags.
@@ -294,6 +310,12 @@ impl OwnedKeys {
     pub fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.shown_id)
     }
+
+    /// Its key in lists of a kind with labels.
+    #[must_use]
+    pub fn list_key(&self) -> Vec<u8> {
+        keys::list_key(self.owner, self.label())
+    }
 }
 
 fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> {
@@ -302,6 +324,7 @@ fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> 
     Ok(OwnedKeys {
         id: keys.id.as_key().to_vec(),
         shown_id: keys.id.to_string(),
+        owner: keys.owner,
         name: keys.name.map(str::to_owned),
         tags: keys.tags.cloned().unwrap_or_default(),
         root: record.whole_root(),

@@ -4,11 +4,11 @@
 use varve_content::RootId;
 
 use super::{
-    CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds, RemoteRecord, SnapshotRecord, Tags,
-    VolumeRecord, named,
+    AccountRecord, CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds, RemoteRecord,
+    SnapshotRecord, Tags, TokenRecord, VolumeRecord, named,
 };
 use crate::format::{
-    FormatError, IdKind, RecordId,
+    AccountId, FormatError, IdKind, RecordId,
     fields::{Fields, put_tags, put_text},
 };
 
@@ -18,6 +18,8 @@ pub(crate) const KINDS: Kinds = Kinds(&[
     VolumeRecord::KIND,
     CopyRecord::KIND,
     RemoteRecord::KIND,
+    AccountRecord::KIND,
+    TokenRecord::KIND,
     Note::KIND,
 ]);
 
@@ -49,6 +51,7 @@ impl CatalogRecord for Note {
     fn keys(&self) -> Keys<'_, Self::Id> {
         Keys {
             id: self.id,
+            owner: AccountId::ADMINISTRATOR,
             name: self.name.as_deref(),
             tags: Some(&self.tags),
         }

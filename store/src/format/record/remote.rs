@@ -6,7 +6,7 @@ use varve_content::RootId;
 
 use super::{CatalogRecord, Keys, Kind, RecordKey};
 use crate::format::{
-    FormatError,
+    AccountId, FormatError,
     fields::{Fields, put_text},
 };
 
@@ -70,6 +70,7 @@ impl CatalogRecord for RemoteRecord {
     fn keys(&self) -> Keys<'_, String> {
         Keys {
             id: self.name.clone(),
+            owner: AccountId::ADMINISTRATOR,
             name: Some(&self.name),
             tags: None,
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use varve_content::{RootId, block::BLOCK_BYTES};
 
-use super::{CatalogRecord, Counter, Keys, Kind, Tagged, Tags, named};
+use super::{CatalogRecord, Counter, Keys, Kind, Owned, Tagged, Tags, named};
 use crate::format::{
     AccountId, FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
     fields::{Fields, optional, put_tags, put_text},
@@ -64,7 +64,7 @@ pub type SnapshotId = RecordId<OfSnapshot>;
 pub struct SnapshotRecord {
     /// Its id.
     pub id: SnapshotId,
-    /// Its name, if it has one: no other snapshot of the store has the same.
+    /// Its name, if it has one: no other snapshot of its owner has the same.
     pub name: Option<String>,
     /// The account that it belongs to.
     pub owner: AccountId,
@@ -165,6 +165,12 @@ impl SnapshotRecord {
     }
 }
 
+impl Owned for SnapshotRecord {
+    fn owner_mut(&mut self) -> &mut AccountId {
+        &mut self.owner
+    }
+}
+
 impl Tagged for SnapshotRecord {
     fn tags_mut(&mut self) -> &mut Tags {
         &mut self.tags
@@ -183,6 +189,7 @@ impl CatalogRecord for SnapshotRecord {
     fn keys(&self) -> Keys<'_, SnapshotId> {
         Keys {
             id: self.id,
+            owner: self.owner,
             name: self.name.as_deref(),
             tags: Some(&self.tags),
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use varve_content::RootId;
 
-use super::{CatalogRecord, Counter, Keys, Kind, Tagged, Tags, named};
+use super::{CatalogRecord, Counter, Keys, Kind, Owned, Tagged, Tags, named};
 use crate::format::{
     AccountId, FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
     fields::{Fields, optional, put_count, put_tags, put_text},
@@ -107,6 +107,12 @@ pub struct PendingSnapshot {
     pub next_file: u64,
 }
 
+impl Owned for VolumeRecord {
+    fn owner_mut(&mut self) -> &mut AccountId {
+        &mut self.owner
+    }
+}
+
 impl Tagged for VolumeRecord {
     fn tags_mut(&mut self) -> &mut Tags {
         &mut self.tags
@@ -124,6 +130,7 @@ impl CatalogRecord for VolumeRecord {
     fn keys(&self) -> Keys<'_, VolumeId> {
         Keys {
             id: self.id,
+            owner: self.owner,
             name: self.name.as_deref(),
             tags: Some(&self.tags),
         }

@@ -159,6 +159,7 @@ pub(super) fn volume_of_nobody() -> VolumeRecord {
 /// One that is completed.
 pub(super) fn copy() -> CopyRecord {
     CopyRecord {
+        owner: AccountId::ADMINISTRATOR,
         id: "copy-0a1b2c3d4e5f60718".parse().unwrap(),
         endpoint: "unix:/x".to_owned(),
         allow_plaintext: true,

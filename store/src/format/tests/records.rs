@@ -392,7 +392,7 @@ fn copy_records_that_are_none() {
         bytes[at] = byte;
         CopyRecord::decode(&bytes).unwrap_err()
     };
-    assert!(with(0, 3).is_unknown());
+    assert!(with(0, 4).is_unknown());
     assert!(with(2, 5).is_unknown());
     for (at, byte, why) in [
         (1, 0x1f, "flags of a copy's record"),

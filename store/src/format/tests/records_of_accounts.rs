@@ -1,7 +1,16 @@
-//! Records with an owner, with a description and without a name: version 3 of a snapshot's, version
-//! 4 of a volume's.
+//! Records with an owner, with a description and without a name: version 3 of a snapshot's and of a
+//! copy's, version 4 of a volume's; and the records of accounts and tokens.
+
+use std::collections::BTreeSet;
 
 use super::*;
+use crate::format::{
+    AccountRecord, TokenRecord,
+    record::{
+        account::{AccountState, Identity},
+        token::{Scopes, SecretHash, TokenId},
+    },
+};
 
 #[test]
 fn snapshot_record_of_an_account_is_pinned() {
@@ -68,6 +77,175 @@ fn volume_record_of_an_account_is_pinned() {
     }
 }
 
+fn account() -> AccountRecord {
+    AccountRecord {
+        id: snapshot_of_nobody().owner,
+        name: "web".to_owned(),
+        alias: "w".to_owned(),
+        state: AccountState::ReadOnly,
+        created_at_ns: 7,
+        identities: BTreeSet::from([
+            Identity::User(1000),
+            Identity::Group(7),
+            Identity::Certificate("CN=abc".to_owned()),
+        ]),
+    }
+}
+
+#[test]
+fn account_record_is_pinned() {
+    let bytes = account().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "01",
+            "02",
+            "141a99be1c000000",
+            "0700000000000000",
+            "03000000776562",
+            "0100000077",
+            "03000000",
+            "010400000031303030",
+            "020100000037",
+            "0306000000434e3d616263",
+        ],
+    );
+    assert_eq!(AccountRecord::decode(&bytes), Ok(account()));
+    for len in 0..bytes.len() {
+        assert!(AccountRecord::decode(&bytes[..len]).is_err());
+    }
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = bytes.clone();
+        bytes[at] = byte;
+        AccountRecord::decode(&bytes).unwrap_err().to_string()
+    };
+    for (at, byte, why) in [
+        (0, 2, "version of an account's record"),
+        (1, 0, "state of an account"),
+        (1, 4, "state of an account"),
+        (9, 1, "id of an account"),
+        (34, 4, "identity of an account"),
+        (39, b'x', "uid:NUMBER"),
+        // "0000" is not how a number is written.
+        (39, b'0', "uid:NUMBER"),
+        // A user behind a group.
+        (34, 2, "behind"),
+    ] {
+        let error = changed(at, byte);
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    let deleted = Change::delete::<AccountRecord>(&account().id);
+    assert_eq!(deleted.as_deleted::<AccountRecord>(), Some(account().id));
+}
+
+fn token() -> TokenRecord {
+    TokenRecord {
+        id: TokenId::from_low_bits([7; 9]),
+        account: snapshot_of_nobody().owner,
+        scopes: Scopes::READ.and(Scopes::IMAGES),
+        hash: SecretHash::from_bytes([0x5a; 32]),
+        description: "ci".to_owned(),
+        created_at_ns: 1,
+        expires_at_ns: Some(2),
+        last_used_at_ns: None,
+        is_expired: true,
+    }
+}
+
+#[test]
+fn token_record_is_pinned() {
+    let bytes = token().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "01",
+            "01",
+            "05",
+            "070707070707070707",
+            "141a99be1c000000",
+            "0100000000000000",
+            "0200000000000000",
+            "0000000000000000",
+            &"5a".repeat(32),
+            "020000006369",
+        ],
+    );
+    assert_eq!(TokenRecord::decode(&bytes), Ok(token()));
+    for len in 0..bytes.len() {
+        assert!(TokenRecord::decode(&bytes[..len]).is_err());
+    }
+    for (at, byte, why) in [
+        (0, 2, "version of a token's record"),
+        (1, 2, "flags of a token's record"),
+        (2, 16, "scopes of a token"),
+        (3, 0xff, "id of a token"),
+    ] {
+        let mut wrong = bytes.clone();
+        wrong[at] = byte;
+        let error = TokenRecord::decode(&wrong).unwrap_err().to_string();
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    assert!(!format!("{:?}", token()).contains("90, 90"), "no hash");
+}
+
+#[test]
+fn copy_record_of_an_account_is_that_of_the_administrator_and_its_owner() {
+    let owned = CopyRecord {
+        owner: snapshot_of_nobody().owner,
+        ..copy()
+    };
+    let (plain, bytes) = (copy().encode(), owned.encode());
+    assert_eq!((plain[0], bytes[0]), (2, 3));
+    assert_eq!(bytes[1..plain.len()], plain[1..]);
+    assert_bytes(&bytes[plain.len()..], &["141a99be1c000000"]);
+    assert_eq!(CopyRecord::decode(&bytes), Ok(owned));
+    // The administrator's is written in the first version that can express it.
+    let mut of_administrator = bytes;
+    of_administrator[plain.len()..].fill(0);
+    let error = CopyRecord::decode(&of_administrator).unwrap_err();
+    assert!(error.to_string().contains("the first"), "{error}");
+}
+
+#[test]
+fn scopes_allow_what_they_name_and_what_is_read_for_it() {
+    let all = [Scopes::READ, Scopes::VOLUMES, Scopes::IMAGES, Scopes::COPY];
+    for scope in all {
+        assert!(Scopes::ALL.allow(scope) && !Scopes::ALL.has(scope));
+        assert!(scope.allow(scope) && scope.has(scope) && scope.allow(Scopes::READ));
+        assert!(!scope.allow(Scopes::ALL));
+        for other in all
+            .into_iter()
+            .filter(|it| *it != scope && *it != Scopes::READ)
+        {
+            assert!(!scope.allow(other));
+            assert!(scope.and(other).allow(other));
+        }
+    }
+    assert!(Scopes::ALL.allow(Scopes::ALL));
+}
+
+#[test]
+fn list_keys_are_in_the_order_of_owners_and_keep_the_administrators() {
+    use crate::format::keys::{list_key, split_list_key};
+    let account = |number| AccountId::from_number(number).unwrap();
+    assert_eq!(list_key(AccountId::ADMINISTRATOR, "web"), b"web");
+    assert_bytes(
+        &list_key(account(7), "web"),
+        &["ff", "0000000000000007", "776562"],
+    );
+    let owners = [0, 1, 7, 255, 256, 999_999_999_999].map(account);
+    let keys = owners.map(|owner| ["", "a", "zz"].map(|label| list_key(owner, label)));
+    assert!(keys.concat().is_sorted());
+    for (owner, keys) in owners.into_iter().zip(keys) {
+        for key in keys {
+            assert_eq!(split_list_key(&key).unwrap().0, owner);
+        }
+    }
+    for wrong in [&b"\xff"[..], &[0xff; 9], b"\xff\0\0\0\0\0\0\0\0web"] {
+        assert!(split_list_key(wrong).is_err(), "{wrong:02x?}");
+    }
+}
+
 /// The log's checksum notices every change. The record itself notices each that makes none of it,
 /// or another encoding.
 #[test]
@@ -93,7 +271,13 @@ fn a_changed_byte_is_refused_or_makes_another_record() {
     check(&volume_with_promise());
     check(&volume_of_nobody());
     check(&copy());
+    check(&CopyRecord {
+        owner: snapshot_of_nobody().owner,
+        ..copy()
+    });
     check(&remote());
+    check(&account());
+    check(&token());
 }
 
 /// Each record has one encoding: the first that can say what it says.

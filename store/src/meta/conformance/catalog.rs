@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::format::{
-    RecordId,
+    RecordId, Tags,
     record::{
         Entry,
         note::{Note, OfNote},
@@ -42,7 +42,11 @@ pub(super) fn records_without_names_are_listed_by_their_ids(meta: &dyn Meta) {
     let all = list::<SnapshotRecord>(meta, None, "", 10).unwrap();
     assert_eq!(labels(&all), ["a", "b", &two, "z"]);
     put_snapshots(meta, [without_name(1)]);
-    assert_eq!(meta.get_named::<SnapshotRecord>("b").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "b")
+            .unwrap(),
+        None
+    );
     let gone = [1, 2].map(|n| Change::delete::<SnapshotRecord>(&snapshot_id(n)));
     meta.apply(changes(meta, gone), false).unwrap();
     let all = list::<SnapshotRecord>(meta, None, "", 10).unwrap();
@@ -62,6 +66,7 @@ pub(super) fn a_prefix_passes_over_records_without_names(meta: &dyn Meta) {
     put_snapshots(meta, [without_name(1), snapshot(7, "snap-x")].map(tagged));
     for (name_prefix, expected) in [("", 2), ("snap", 1)] {
         let filter = Filter {
+            owner: None,
             name_prefix: name_prefix.to_owned(),
             tags: tags.clone(),
         };
@@ -73,8 +78,16 @@ pub(super) fn a_prefix_passes_over_records_without_names(meta: &dyn Meta) {
 pub(super) fn an_id_is_nobodys_name(meta: &dyn Meta) {
     put_snapshots(meta, [without_name(1)]);
     let id = snapshot_id(1).to_string();
-    assert_eq!(meta.get_named::<SnapshotRecord>(&id).unwrap(), None);
-    assert_eq!(meta.get_named::<SnapshotRecord>("").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, &id)
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "")
+            .unwrap(),
+        None
+    );
     let found = SnapshotRecord::find(meta, &SnapshotKey::from(&*id)).unwrap();
     assert_eq!(found, without_name(1));
     let error = SnapshotRecord::find(meta, &SnapshotKey::from("none")).unwrap_err();
@@ -110,6 +123,80 @@ pub(super) fn completed_snapshots_are_found_by_their_roots(meta: &dyn Meta) {
     assert_eq!(meta.get_of_root::<VolumeRecord>(root).unwrap(), None);
 }
 
+/// An account of that number.
+pub(super) fn account(number: u64) -> AccountId {
+    AccountId::from_number(number).unwrap()
+}
+
+/// The same snapshot of another owner.
+fn owned(owner: u64, record: SnapshotRecord) -> SnapshotRecord {
+    SnapshotRecord {
+        owner: account(owner),
+        ..record
+    }
+}
+
+pub(super) fn each_owner_has_names_of_its_own(meta: &dyn Meta) {
+    const LAST: u64 = 999_999_999_999;
+    let all = [
+        snapshot(1, "b"),
+        snapshot(2, "z"),
+        owned(7, snapshot(3, "a")),
+        owned(7, snapshot(4, "b")),
+        owned(7, without_name(5)),
+        owned(256, snapshot(6, "a")),
+        owned(LAST, snapshot(7, "b")),
+        owned(LAST, snapshot(8, "c")),
+    ];
+    put_snapshots(meta, all.clone());
+    let named = |owner, name| {
+        meta.get_named::<SnapshotRecord>(account(owner), name)
+            .unwrap()
+    };
+    assert_eq!(named(0, "b"), Some(all[0].clone()));
+    assert_eq!(named(7, "b"), Some(all[3].clone()));
+    assert_eq!(named(LAST, "b"), Some(all[6].clone()));
+    assert_eq!((named(0, "a"), named(8, "b")), (None, None));
+    let listed = |owner: Option<u64>, name_prefix: &str, tags: Tags, steps| {
+        let filter = Filter {
+            owner: owner.map(account),
+            name_prefix: name_prefix.to_owned(),
+            tags,
+        };
+        let mut found = Vec::new();
+        let mut next = Some(Vec::new());
+        while let Some(from) = next {
+            let page = meta.page::<SnapshotRecord>(&filter, &from, steps).unwrap();
+            found.extend(page.records);
+            next = page.next;
+        }
+        found
+    };
+    let tag = || Tags::from([("k".to_owned(), "v".to_owned())]);
+    for steps in [1, 2, 100] {
+        for tags in [Tags::new(), tag()] {
+            let listed = |owner, prefix| listed(owner, prefix, tags.clone(), steps);
+            assert_eq!(listed(None, ""), all, "{steps}");
+            assert_eq!(listed(Some(0), ""), all[..2], "{steps}");
+            assert_eq!(listed(Some(7), ""), all[2..5], "{steps}");
+            assert_eq!(listed(Some(8), ""), [], "{steps}");
+            assert_eq!(listed(Some(LAST), ""), all[6..], "{steps}");
+            assert_eq!(listed(Some(7), "b"), all[3..4], "{steps}");
+            let b = [&all[0], &all[3], &all[6]].map(Clone::clone);
+            assert_eq!(listed(None, "b"), b, "{steps}");
+            assert_eq!(listed(None, "c"), all[7..], "{steps}");
+        }
+    }
+
+    // One goes to another owner, and its name is free.
+    put_snapshots(meta, [owned(256, snapshot(4, "b"))]);
+    assert_eq!(named(7, "b"), None);
+    put_snapshots(meta, [owned(7, snapshot(9, "b"))]);
+    let taken = changes(meta, [Change::put(&owned(256, snapshot(10, "b")))]);
+    let error = meta.apply(taken, true).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+}
+
 fn note(number: u8, name: &str, text: &str) -> Note {
     Note {
         id: RecordId::<OfNote>::from_low_bits([number; 9]),
@@ -128,7 +215,10 @@ pub(super) fn a_kind_that_only_tests_have_is_kept_like_all(meta: &dyn Meta) {
     meta.apply(changes(meta, put), true).unwrap();
     assert_eq!(count(meta), 3);
     assert_eq!(meta.totals().unwrap().snapshots, 1);
-    assert_eq!(meta.get_named("b").unwrap(), Some(note(1, "b", "x")));
+    assert_eq!(
+        meta.get_named(AccountId::ADMINISTRATOR, "b").unwrap(),
+        Some(note(1, "b", "x"))
+    );
     assert_eq!(
         meta.get(&note(2, "", "").id).unwrap(),
         Some(note(2, "a", "y"))
@@ -147,8 +237,16 @@ pub(super) fn a_kind_that_only_tests_have_is_kept_like_all(meta: &dyn Meta) {
     assert!(error.to_string().contains("a note named \"a\""), "{error}");
     let gone = changes(meta, [Change::delete::<Note>(&note(1, "", "").id)]);
     meta.apply(gone, true).unwrap();
-    assert_eq!(meta.get_named::<Note>("b").unwrap(), None);
-    assert!(meta.get_named::<SnapshotRecord>("b").unwrap().is_some());
+    assert_eq!(
+        meta.get_named::<Note>(AccountId::ADMINISTRATOR, "b")
+            .unwrap(),
+        None
+    );
+    assert!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "b")
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(count(meta), 2);
 }
 
@@ -193,7 +291,11 @@ pub(super) fn a_catalog_is_made_anew_from_a_checkpoint(meta: &dyn Meta) {
     assert_eq!(totals.others.of(Note::KIND), 0);
     assert!(meta.lookup(&[chunk(1)]).unwrap()[0].is_some());
     for name in ["a", "b"] {
-        assert_eq!(meta.get_named::<SnapshotRecord>(name).unwrap(), None);
+        assert_eq!(
+            meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, name)
+                .unwrap(),
+            None
+        );
     }
     let filter = Filter {
         tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),

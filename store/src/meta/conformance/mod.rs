@@ -67,6 +67,7 @@ over_every_meta!(
     volumes_and_snapshots_share_no_names,
     copies_are_kept_until_they_are_forgotten,
     remotes_are_found_by_name,
+    each_owner_has_names_of_its_own,
     a_record_is_put_unless_the_pack_that_has_it_is_there,
     a_row_moves_only_from_the_pack_that_it_points_into,
     a_row_is_removed_only_with_the_pack_that_it_points_into,
@@ -210,13 +211,18 @@ fn list<R: CatalogRecord>(
         ..Filter::default()
     };
     let from = after.map(|after| behind(after.as_bytes()));
-    Ok(match limit {
-        0 => Vec::new(),
-        _ => {
-            meta.page(&filter, &from.unwrap_or_default(), limit)?
-                .records
-        }
-    })
+    let mut next = Some(from.unwrap_or_default());
+    let mut found = Vec::new();
+    // A page may be short: passing over an owner is a step.
+    while let Some(from) = next.take()
+        && found.len() < limit
+    {
+        let page = meta.page(&filter, &from, limit)?;
+        found.extend(page.records);
+        next = page.next;
+    }
+    found.truncate(limit);
+    Ok(found)
 }
 
 fn put_snapshots(meta: &dyn Meta, snapshots: impl IntoIterator<Item = SnapshotRecord>) {
@@ -240,7 +246,11 @@ fn an_empty_store(meta: &dyn Meta) {
     assert_eq!(meta.pack_states().unwrap(), []);
     assert_eq!(list::<SnapshotRecord>(meta, None, "", 10).unwrap(), []);
     assert_eq!(meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(), None);
-    assert_eq!(meta.get_named::<SnapshotRecord>("a").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "a")
+            .unwrap(),
+        None
+    );
     meta.apply(Batch::default(), true).unwrap();
     assert_eq!(meta.totals().unwrap(), Totals::default());
     assert!(meta.is_healthy());
@@ -371,10 +381,15 @@ fn snapshots_are_found_by_id_and_name(meta: &dyn Meta) {
         Some(snapshot(1, "a"))
     );
     assert_eq!(
-        meta.get_named::<SnapshotRecord>("b").unwrap(),
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "b")
+            .unwrap(),
         Some(snapshot(2, "b"))
     );
-    assert_eq!(meta.get_named::<SnapshotRecord>("c").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "c")
+            .unwrap(),
+        None
+    );
     assert_eq!(meta.catalog_sequence().unwrap(), 2);
     let totals = meta.totals().unwrap();
     assert_eq!((totals.snapshots, totals.logical_bytes), (2, 1001 + 1002));
@@ -382,7 +397,11 @@ fn snapshots_are_found_by_id_and_name(meta: &dyn Meta) {
     let batch = changes(meta, [Change::delete::<SnapshotRecord>(&snapshot_id(1))]);
     meta.apply(batch, true).unwrap();
     assert_eq!(meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(), None);
-    assert_eq!(meta.get_named::<SnapshotRecord>("a").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "a")
+            .unwrap(),
+        None
+    );
     let totals = meta.totals().unwrap();
     assert_eq!((totals.snapshots, totals.logical_bytes), (1, 1002));
 }
@@ -444,9 +463,14 @@ fn snapshots_are_listed_by_name(meta: &dyn Meta) {
 fn a_snapshot_may_change_its_name(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "old")]);
     put_snapshots(meta, [snapshot(1, "new")]);
-    assert_eq!(meta.get_named::<SnapshotRecord>("old").unwrap(), None);
     assert_eq!(
-        meta.get_named::<SnapshotRecord>("new").unwrap(),
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "old")
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "new")
+            .unwrap(),
         Some(snapshot(1, "new"))
     );
     assert_eq!(
@@ -549,7 +573,8 @@ fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
         Some(volume(2, "a/1"))
     );
     assert_eq!(
-        meta.get_named::<VolumeRecord>("b").unwrap(),
+        meta.get_named::<VolumeRecord>(AccountId::ADMINISTRATOR, "b")
+            .unwrap(),
         Some(volume(1, "b"))
     );
     assert_eq!(
@@ -572,7 +597,11 @@ fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
         meta.get::<VolumeRecord>(&volume_id(1)).unwrap(),
         Some(changed)
     );
-    assert_eq!(meta.get_named::<VolumeRecord>("b").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<VolumeRecord>(AccountId::ADMINISTRATOR, "b")
+            .unwrap(),
+        None
+    );
     assert_eq!(meta.totals().unwrap().volumes, 3);
     let taken = changes(meta, [Change::put(&volume(4, "c"))]);
     match meta.apply(taken, false) {
@@ -588,7 +617,11 @@ fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
     );
     meta.apply(gone, false).unwrap();
     assert_eq!(meta.get::<VolumeRecord>(&volume_id(1)).unwrap(), None);
-    assert_eq!(meta.get_named::<VolumeRecord>("c").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<VolumeRecord>(AccountId::ADMINISTRATOR, "c")
+            .unwrap(),
+        None
+    );
     assert_eq!(meta.totals().unwrap().volumes, 2);
 }
 
@@ -655,14 +688,20 @@ fn volumes_and_snapshots_share_no_names(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     put_volumes(meta, [volume(1, "a")]);
     assert_eq!(
-        meta.get_named::<VolumeRecord>("a").unwrap(),
+        meta.get_named::<VolumeRecord>(AccountId::ADMINISTRATOR, "a")
+            .unwrap(),
         Some(volume(1, "a"))
     );
     let gone = changes(meta, [Change::delete::<SnapshotRecord>(&snapshot_id(1))]);
     meta.apply(gone, false).unwrap();
-    assert_eq!(meta.get_named::<SnapshotRecord>("a").unwrap(), None);
     assert_eq!(
-        meta.get_named::<VolumeRecord>("a").unwrap(),
+        meta.get_named::<SnapshotRecord>(AccountId::ADMINISTRATOR, "a")
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        meta.get_named::<VolumeRecord>(AccountId::ADMINISTRATOR, "a")
+            .unwrap(),
         Some(volume(1, "a"))
     );
     let totals = meta.totals().unwrap();

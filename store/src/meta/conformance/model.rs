@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::format::Tags;
 
 /// Few enough that batches meet each other's entries.
 const CHUNKS: u64 = 24;
@@ -11,6 +12,7 @@ const NODES: u64 = 8;
 const SNAPSHOTS: u8 = 6;
 const VOLUMES: u8 = 5;
 const NAMES: [&str; 5] = ["a", "a/b", "a/c", "b", "c"];
+const OWNERS: [u64; 3] = [0, 7, 123_456_789_012];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -79,13 +81,19 @@ fn tagged<R: CatalogRecord>(
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let filter = Filter {
+        owner: None,
         name_prefix: prefix.to_owned(),
         tags: tags.collect(),
     };
+    walk(meta, &filter, from)
+}
+
+/// All that a filter lets pass from a list key on, in steps.
+fn walk<R: CatalogRecord>(meta: &dyn Meta, filter: &Filter, from: &str) -> Vec<R> {
     let mut found = Vec::new();
     let mut next = Some(from.as_bytes().to_vec());
     while let Some(from) = next {
-        let page = meta.page(&filter, &from, 1).unwrap();
+        let page = meta.page(filter, &from, 1).unwrap();
         assert!(page.records.len() <= 1 && page.next.as_ref().is_none_or(|to| *to >= from));
         found.extend(page.records);
         next = page.next;
@@ -93,10 +101,15 @@ fn tagged<R: CatalogRecord>(
     found
 }
 
+fn any_owner() -> impl Strategy<Value = AccountId> {
+    prop::sample::select(OWNERS.map(catalog::account).to_vec())
+}
+
 fn any_change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        3 => (0..SNAPSHOTS, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, size_bytes)| {
+        3 => (0..SNAPSHOTS, prop::sample::select(&NAMES[..]), any::<u32>(), any_owner()).prop_map(|(number, name, size_bytes, owner)| {
             Change::put(&SnapshotRecord {
+                owner,
                 size_bytes: size_bytes.into(),
                 tags: tags_of(size_bytes),
                 state: state_of(size_bytes),
@@ -104,8 +117,9 @@ fn any_change() -> impl Strategy<Value = Change> {
             })
         }),
         2 => (0..SNAPSHOTS).prop_map(|number| Change::delete::<SnapshotRecord>(&snapshot_id(number))),
-        3 => (0..VOLUMES, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, attachments)| {
+        3 => (0..VOLUMES, prop::sample::select(&NAMES[..]), any::<u32>(), any_owner()).prop_map(|(number, name, attachments, owner)| {
             Change::put(&VolumeRecord {
+                owner,
                 attachments: attachments.into(),
                 tags: tags_of(attachments),
                 ..volume(number, name)
@@ -196,12 +210,30 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
         )
     })
     .collect();
-    let by_name: Vec<_> = NAMES
-        .iter()
-        .map(|name| {
+    let owners = OWNERS.map(catalog::account);
+    let by_name: Vec<_> = owners
+        .into_iter()
+        .flat_map(|owner| NAMES.map(|name| (owner, name)))
+        .map(|(owner, name)| {
             (
-                meta.get_named::<SnapshotRecord>(name).unwrap(),
-                meta.get_named::<VolumeRecord>(name).unwrap(),
+                meta.get_named::<SnapshotRecord>(owner, name).unwrap(),
+                meta.get_named::<VolumeRecord>(owner, name).unwrap(),
+            )
+        })
+        .collect();
+    let by_owner: Vec<_> = owners
+        .into_iter()
+        .flat_map(|owner| ["", "a/"].map(|prefix| (owner, prefix)))
+        .flat_map(|(owner, prefix)| [Tags::new(), tags_of(0)].map(|tags| (owner, prefix, tags)))
+        .map(|(owner, prefix, tags)| {
+            let filter = Filter {
+                owner: Some(owner),
+                name_prefix: prefix.to_owned(),
+                tags,
+            };
+            (
+                walk::<SnapshotRecord>(meta, &filter, ""),
+                walk::<VolumeRecord>(meta, &filter, ""),
             )
         })
         .collect();
@@ -221,7 +253,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         meta.lookup(&names).unwrap(),
-        (pages, by_tags, by_name, by_id, by_root),
+        (pages, by_tags, by_name, by_owner, by_id, by_root),
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rocksdb::{DB, DBRawIterator, Direction, IteratorMode, SnapshotWithThreadMode, WriteBatch};
+use rocksdb::{DB, DBRawIterator, IteratorMode, SnapshotWithThreadMode, WriteBatch};
 
 use varve_content::RootId;
 
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     format::{
-        Change, Kind,
+        AccountId, Change, Kind,
         keys::{self, Counts},
         record::{Entry, OwnedKeys},
     },
@@ -24,15 +24,15 @@ use crate::{
 /// Bytes of entries written at once to fill a family that an index lacked.
 const FILL_BATCH_BYTES: usize = 1 << 20;
 
-/// Greater than every key of the catalog: ids have 9 bytes, and everything else is UTF-8, in which
-/// this byte does not occur.
+/// Greater than every key of the catalog. Only list keys of accounts begin with this byte, and
+/// theirs are followed by a number of less than 2^40.
 const BEHIND_ALL_KEYS: [u8; 16] = [0xff; 16];
 
 /// The keys of a record's tags.
 fn tag_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
-    let label = record.label().as_bytes();
+    let list_key = record.list_key();
     let tags = record.tags.iter();
-    let keys = tags.map(|(key, value)| [&*keys::tag_prefix(key, value), label].concat());
+    let keys = tags.map(|(key, value)| [&*keys::tag_prefix(key, value), &*list_key].concat());
     keys.collect()
 }
 
@@ -62,6 +62,16 @@ fn keys_of(entry: &Entry) -> Result<OwnedKeys> {
     entry.keys().map_err(undecodable)
 }
 
+/// What a filter makes of a list key.
+enum Verdict {
+    /// The record may pass.
+    Look,
+    /// No record before this key passes.
+    Skip(Vec<u8>),
+    /// No record from here on passes.
+    End,
+}
+
 /// All families as they were at one moment.
 struct Lists<'a> {
     database: &'a Database,
@@ -88,47 +98,74 @@ impl Lists<'_> {
     }
 
     fn start(&self, from: &[u8]) -> Vec<u8> {
-        from.max(self.filter.name_prefix.as_bytes()).to_vec()
+        let owner = self.filter.owner.unwrap_or_default();
+        from.to_vec()
+            .max(keys::list_key(owner, &self.filter.name_prefix))
     }
 
-    fn is_past(&self, key: &[u8]) -> bool {
-        !key.starts_with(self.filter.name_prefix.as_bytes())
+    fn judge(&self, key: &[u8]) -> Result<Verdict> {
+        let (owner, label) = match self.kind.labels {
+            Some(_) => keys::split_list_key(key).map_err(undecodable)?,
+            None => (AccountId::ADMINISTRATOR, key),
+        };
+        let prefix = &*self.filter.name_prefix;
+        let is_wanted = self.filter.owner.is_none_or(|wanted| wanted == owner);
+        if is_wanted && label.starts_with(prefix.as_bytes()) {
+            return Ok(Verdict::Look);
+        }
+        // The records of one owner are next to each other, and the list began at the first.
+        if self.filter.owner.is_some() {
+            return Ok(Verdict::End);
+        }
+        let next = match label < prefix.as_bytes() {
+            true => Some(owner),
+            false => AccountId::from_number(owner.number() + 1),
+        };
+        Ok(next.map_or(Verdict::End, |owner| {
+            Verdict::Skip(keys::list_key(owner, prefix))
+        }))
     }
 
-    /// Records by label, or by id where there are no labels.
+    /// Records by owner and label, or by id where there are no labels.
     fn in_order(&self, from: &[u8], steps: usize) -> Result<Page<Entry>> {
         let order = self.kind.labels.unwrap_or(self.kind.records);
-        let start = self.start(from);
-        let mode = IteratorMode::From(&start, Direction::Forward);
-        let mut entries = self.view.iterator_cf(self.database.family(order)?, mode);
+        let mut entries = self.view.raw_iterator_cf(self.database.family(order)?);
+        entries.seek(self.start(from));
         let mut page = Page {
             records: Vec::new(),
             next: None,
         };
-        let mut last = None;
+        let mut next = from.to_vec();
         for _ in 0..steps {
-            let Some(entry) = entries.next() else {
+            entries.status().map_err(unreadable)?;
+            let Some((key, value)) = entries.item() else {
                 return Ok(page);
             };
-            let (key, value) = entry.map_err(unreadable)?;
-            if self.is_past(&key) {
-                return Ok(page);
+            match self.judge(key)? {
+                Verdict::Look => {
+                    match self.kind.labels {
+                        Some(_) => page.records.extend(self.record(value, "name")?),
+                        None => page.records.push(Entry::new(self.kind, value.to_vec())),
+                    }
+                    next = behind(key);
+                    entries.next();
+                }
+                Verdict::Skip(to) => {
+                    entries.seek(&to);
+                    next = to;
+                }
+                Verdict::End => return Ok(page),
             }
-            match self.kind.labels {
-                Some(_) => page.records.extend(self.record(&value, "name")?),
-                None => page.records.push(Entry::new(self.kind, value.into_vec())),
-            }
-            last = Some(key);
         }
-        page.next = last.map(|last| behind(&last));
+        page.next = Some(next);
         Ok(page)
     }
 
-    /// Records by label that have all of the tags.
+    /// Records by owner and label that have all of the tags.
     ///
-    /// Each tag gives its first label from `from` on. If all tags give the same label, the record
-    /// has all tags; if not, the next candidate is the greatest of these labels. So a label skipped
-    /// by a rare tag is skipped by all.
+    /// Each tag gives its first list key from `from` on. If all tags give the same, the record has
+    /// all tags; if not, the next candidate is the greatest of them. So a key skipped by a rare tag
+    /// is skipped by all.
     fn tagged(&self, tags: &'static str, from: &[u8], steps: usize) -> Result<Page<Entry>> {
         let family = self.database.family(tags)?;
         let wanted = self.filter.tags.iter();
@@ -148,17 +185,24 @@ impl Lists<'_> {
         for _ in 0..steps.div_ceil(wanted.len().max(1)) {
             let mut last: Option<(Vec<u8>, Vec<u8>)> = None;
             let mut is_one = true;
-            for (tag, labels) in &mut wanted {
-                let Some(found) = first_behind(labels, tag, &from)? else {
+            for (tag, keys) in &mut wanted {
+                let Some(found) = first_behind(keys, tag, &from)? else {
                     return Ok(page);
                 };
-                is_one &= last.as_ref().is_none_or(|(label, _)| *label == found.0);
+                is_one &= last.as_ref().is_none_or(|(key, _)| *key == found.0);
                 last = last.max(Some(found));
             }
-            let Some((label, id)) = last.filter(|(label, _)| !self.is_past(label)) else {
+            let Some((key, id)) = last else {
                 return Ok(page);
             };
-            from = label;
+            from = match self.judge(&key)? {
+                Verdict::Look => key,
+                Verdict::Skip(to) => {
+                    from = to;
+                    continue;
+                }
+                Verdict::End => return Ok(page),
+            };
             if is_one {
                 page.records.extend(self.record(&id, "tag")?);
                 from = behind(&from);
@@ -175,16 +219,17 @@ impl Database {
         Ok(value.map(|value| Entry::new(kind, value)))
     }
 
-    /// The id that has a label.
-    fn labelled(&self, kind: &'static Kind, label: &str) -> Result<Option<Vec<u8>>> {
-        match kind.labels {
-            Some(family) => self.get(family, label.as_bytes()),
-            None => Ok(Some(label.as_bytes().to_vec())),
-        }
-    }
-
-    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
-        let Some(id) = self.labelled(kind, name)? else {
+    fn entry_named(
+        &self,
+        kind: &'static Kind,
+        owner: AccountId,
+        name: &str,
+    ) -> Result<Option<Entry>> {
+        let id = match kind.labels {
+            Some(family) => self.get(family, &keys::list_key(owner, name))?,
+            None => Some(name.as_bytes().to_vec()),
+        };
+        let Some(id) = id else {
             return Ok(None);
         };
         // Deleted between the two look-ups, and the name perhaps given to another record: the
@@ -316,8 +361,13 @@ impl Catalog for RocksMeta {
         self.reading(|database| database.entry(kind, id))
     }
 
-    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
-        self.reading(|database| database.entry_named(kind, name))
+    fn entry_named(
+        &self,
+        kind: &'static Kind,
+        owner: AccountId,
+        name: &str,
+    ) -> Result<Option<Entry>> {
+        self.reading(|database| database.entry_named(kind, owner, name))
     }
 
     fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
@@ -364,11 +414,12 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// The id that has a label.
-    fn labelled(&self, family: &'static str, label: &str) -> Result<Option<Vec<u8>>> {
-        match self.ids.get(&(family, label.as_bytes().to_vec())) {
+    /// The id that has a list key.
+    fn listed(&self, family: &'static str, key: Vec<u8>) -> Result<Option<Vec<u8>>> {
+        let key = (family, key);
+        match self.ids.get(&key) {
             Some(changed) => Ok(changed.clone()),
-            None => self.database.get(family, label.as_bytes()),
+            None => self.database.get(family, &key.1),
         }
     }
 
@@ -383,8 +434,8 @@ impl<'a> Changes<'a> {
     /// Sets the entries that point to a record.
     fn point(&mut self, kind: &'static Kind, record: &OwnedKeys, id: Option<&[u8]>) {
         if let Some(labels) = kind.labels {
-            let label = record.label().as_bytes().to_vec();
-            self.ids.insert((labels, label), id.map(<[u8]>::to_vec));
+            let key = record.list_key();
+            self.ids.insert((labels, key), id.map(<[u8]>::to_vec));
         }
         for (family, keys) in [
             (kind.tags, tag_keys(record)),
@@ -401,15 +452,15 @@ impl<'a> Changes<'a> {
     fn put(&mut self, entry: Entry, totals: &mut Totals) -> Result<()> {
         let (kind, record) = (entry.kind(), keys_of(&entry)?);
         if let Some(labels) = kind.labels
-            && let Some(owner) = self.labelled(labels, record.label())?
-            && owner != record.id
+            && let Some(holder) = self.listed(labels, record.list_key())?
+            && holder != record.id
         {
-            let owner = self.present(kind, &owner)?;
+            let holder = self.present(kind, &holder)?;
             return Err(Error::AlreadyExists {
                 what: kind.what,
                 name: record.label().to_owned(),
-                id: match owner {
-                    Some(owner) => keys_of(&owner)?.shown_id,
+                id: match holder {
+                    Some(holder) => keys_of(&holder)?.shown_id,
                     None => "unknown".to_owned(),
                 },
             });

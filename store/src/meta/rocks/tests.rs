@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    AccountId,
     format::{CatalogRecord as _, catalog_log::Record},
     meta::{
         Batch, Catalog as _, Change, CopyRecord, Filter, Meta, Outcome, Page, Records as _,
@@ -130,7 +131,10 @@ fn an_index_from_before_there_were_volumes_copies_and_remotes_is_opened() {
     meta.apply(batch, true).unwrap();
     drop(meta);
     let meta = RocksMeta::open(&path, STORE).unwrap();
-    assert_eq!(meta.get_named("v").unwrap(), Some(volume(1, "v")));
+    assert_eq!(
+        meta.get_named(AccountId::ADMINISTRATOR, "v").unwrap(),
+        Some(volume(1, "v"))
+    );
     assert_eq!(meta.totals().unwrap().volumes, 1);
 }
 

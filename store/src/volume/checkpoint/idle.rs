@@ -8,7 +8,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
-    Error, ListQuery, Result,
+    Error, ListPlace, ListQuery, Result,
     io::offload,
     limits,
     meta::{Key, VolumeId, VolumeRecord},
@@ -39,10 +39,10 @@ impl Volumes {
         idle: Duration,
         tried: &mut Tried,
     ) -> Result<()> {
-        let mut after_name = None;
+        let mut after = None;
         loop {
             let query = ListQuery {
-                after_name: after_name.take(),
+                after: after.take(),
                 limit: limits::PAGE_MAX,
                 ..ListQuery::default()
             };
@@ -50,7 +50,7 @@ impl Volumes {
             let Some(last) = records.last() else {
                 return Ok(());
             };
-            after_name = Some(last.label().into_owned());
+            after = Some(ListPlace::of(last));
             for record in records {
                 self.engine.commit.writable()?;
                 if self.engine.commit.is_closing() {

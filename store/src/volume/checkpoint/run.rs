@@ -88,6 +88,7 @@ impl VolumeState {
         }
         self.record_failures().await?;
         let new = NewSnapshot {
+            owner: self.record.owner,
             lineage: None,
             name: self.name.clone(),
             size_bytes: cut.size_bytes,

@@ -34,21 +34,23 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    Error, ListQuery, Result,
+    Error, ListPlace, ListQuery, Result,
     engine::{Engine, Priority, joined},
     failpoints::{Failpoint, reach},
     format::{Change, journal::first_sequence_of},
     limits,
     meta::{
-        self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, SnapshotContent, SnapshotId,
-        SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeKey,
-        VolumeRecord,
+        self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, Records as _, SnapshotContent,
+        SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId,
+        VolumeKey, VolumeRecord,
     },
 };
 
 /// A group of snapshots of one instant.
 #[derive(Debug, Clone, Default)]
 pub struct NewSnapshots {
+    /// The account that the snapshots will belong to.
+    pub owner: AccountId,
     /// The volumes.
     pub volumes: Vec<VolumeKey>,
     /// The snapshot's name. With several volumes, the name of each snapshot is this, a hyphen, and
@@ -127,9 +129,11 @@ impl Volumes {
             let name = new.name_for(&record);
             meta::check_name("snapshot", &name)?;
             // Refused before anything is done.
-            let (id, taken) = (record.id, name.clone());
+            let (id, named) = (record.id, (new.owner, name.clone()));
             self.engine
-                .meta(Priority::Read, move |meta| check_new(meta, &record, &taken))
+                .meta(Priority::Read, move |meta| {
+                    check_new(meta, &record, (named.0, &named.1))
+                })
                 .await?;
             let volume = self.open_volume(&Key::Id(id)).await?;
             let snapshot = Wanted {
@@ -151,7 +155,7 @@ impl Volumes {
         let task = tokio::spawn(at_one_instant(
             volumes,
             wanted.into_values().collect(),
-            new.tags,
+            (new.owner, new.tags),
         ));
         joined(task).await
     }
@@ -169,6 +173,7 @@ impl Volumes {
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord> {
         let new = NewSnapshots {
+            owner: AccountId::ADMINISTRATOR,
             volumes: vec![volume.clone()],
             name: name.to_owned(),
             tags,
@@ -215,11 +220,11 @@ impl Volumes {
 
     /// Goes through all volumes once. Returns true if some cannot be opened for now.
     async fn resume_once(self: &Arc<Self>) -> Result<bool> {
-        let mut after_name = None;
+        let mut after = None;
         let mut some_wait = false;
         loop {
             let query = ListQuery {
-                after_name: after_name.take(),
+                after: after.take(),
                 limit: limits::PAGE_MAX,
                 ..ListQuery::default()
             };
@@ -227,7 +232,7 @@ impl Volumes {
             let Some(last) = volumes.last() else {
                 return Ok(some_wait);
             };
-            after_name = Some(last.label().into_owned());
+            after = Some(ListPlace::of(last));
             for record in volumes.iter().filter(|record| !record.pending.is_empty()) {
                 some_wait |= self.resume(record).await?;
             }
@@ -279,7 +284,11 @@ fn without(mut volume: VolumeRecord, id: SnapshotId) -> VolumeRecord {
 }
 
 /// Checks that a volume may have one more snapshot, of this name.
-fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
+fn check_new(
+    meta: &dyn Meta,
+    volume: &VolumeRecord,
+    (owner, name): (AccountId, &str),
+) -> Result<()> {
     if volume.pending.len() >= limits::PENDING_SNAPSHOTS_MAX {
         return Err(Error::Limit(format!(
             "{} snapshots of volume {:?} are pending; wait until one is completed",
@@ -287,7 +296,7 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
             volume.label()
         )));
     }
-    match SnapshotRecord::by_name(meta, name)? {
+    match meta.get_named::<SnapshotRecord>(owner, name)? {
         Some(taken) => Err(taken.name_taken_error()),
         None => Ok(()),
     }
@@ -298,7 +307,7 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
 async fn at_one_instant(
     volumes: Arc<Volumes>,
     wanted: Vec<Wanted>,
-    tags: BTreeMap<String, String>,
+    (owner, tags): (AccountId, BTreeMap<String, String>),
 ) -> Result<Vec<SnapshotRecord>> {
     // In the order of the volumes' ids, like everything that holds several.
     let mut cutting = Vec::with_capacity(wanted.len());
@@ -340,7 +349,7 @@ async fn at_one_instant(
             last_sequence,
         })
         .collect();
-    let plan = move |meta: &dyn Meta| promise(meta, &new, &tags, now);
+    let plan = move |meta: &dyn Meta| promise(meta, owner, &new, &tags, now);
     let made = volumes.engine.commit.change((), plan).await?;
     for (snapshot, cut) in wanted.iter().zip(cuts) {
         let progress = volumes.pending_snapshots.add(snapshot.id);
@@ -365,10 +374,12 @@ struct Promised {
 /// The catalog's changes that make snapshots pending.
 fn promise(
     meta: &dyn Meta,
+    owner: AccountId,
     new: &[Promised],
     tags: &BTreeMap<String, String>,
     now: u64,
 ) -> Result<(Vec<Change>, Vec<SnapshotRecord>)> {
+    meta::check_owner(meta, owner)?;
     let mut changes = Vec::with_capacity(2 * new.len());
     let mut made = Vec::with_capacity(new.len());
     for promised in new {
@@ -380,12 +391,12 @@ fn promise(
             ..
         } = *promised;
         let mut volume = VolumeRecord::find(meta, &Key::Id(promised.volume))?;
-        check_new(meta, &volume, name)?;
+        check_new(meta, &volume, (owner, name))?;
         let before = volume.pending.last().map(|pending| pending.snapshot);
         let record = SnapshotRecord {
             id,
             name: Some(name.clone()),
-            owner: AccountId::ADMINISTRATOR,
+            owner,
             description: String::new(),
             size_bytes: cut.size_bytes,
             state: SnapshotState::Pending,

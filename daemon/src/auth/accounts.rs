@@ -1,0 +1,189 @@
+//! Changes of accounts and tokens: in the store, and then in the directory.
+//!
+//! Invariant: the directory is filled anew after each change, before the change is answered, so the
+//! next operation sees it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::Mutex, task::spawn_blocking, time};
+use tracing::{debug, error, warn};
+use varve_store::{AccountId, Scopes, Store, TokenRecord};
+
+use super::{
+    Directory,
+    key::{self, KeyError},
+    token::{BearerToken, HashKey},
+};
+
+/// How often the last use of a token is written to the store.
+const LAST_USE_EVERY: Duration = Duration::from_secs(3600);
+/// How often expired tokens are looked for.
+const EXPIRY_EVERY: Duration = Duration::from_secs(60);
+
+/// All accounts. Clones are handles to the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Accounts(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    directory: Directory,
+    key_file: PathBuf,
+    /// Held while the store and then the directory change.
+    changing: Mutex<()>,
+}
+
+/// Why accounts cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Store(#[from] varve_store::Error),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl Accounts {
+    /// The accounts of a store, whose key is in this file.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the catalog. A key that cannot be read is logged: no token is valid then.
+    pub(crate) async fn load(store: Store, key_file: PathBuf) -> Result<Self, varve_store::Error> {
+        let tokens = store.tokens().await?;
+        let times = tokens.iter().flat_map(|token| {
+            let used = token.last_used_at_ns.unwrap_or_default();
+            [token.created_at_ns, used]
+        });
+        let accounts = Self(Arc::new(Inner {
+            directory: Directory::new(times.max().unwrap_or_default()),
+            store,
+            key_file,
+            changing: Mutex::new(()),
+        }));
+        match accounts.read_key().await {
+            Ok(None) if !tokens.is_empty() => {
+                let file = accounts.0.key_file.display();
+                error!("no token is valid: {file}, with the key of their hashes, is missing");
+            }
+            Ok(Some(key)) => accounts.0.directory.set_key(key),
+            Ok(None) => {}
+            Err(error) => error!("no token is valid: {error}"),
+        }
+        accounts.reload().await?;
+        Ok(accounts)
+    }
+
+    /// The accounts in memory.
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.0.directory
+    }
+
+    async fn read_key(&self) -> Result<Option<HashKey>, KeyError> {
+        let file = self.0.key_file.clone();
+        // It does not panic, and the runtime waits for it.
+        spawn_blocking(move || key::read(&file))
+            .await
+            .unwrap_or(Ok(None))
+    }
+
+    /// Reads all accounts and tokens anew.
+    async fn reload(&self) -> Result<(), varve_store::Error> {
+        let accounts = self.0.store.accounts().await?;
+        let tokens = self.0.store.tokens().await?;
+        self.0.directory.replace(accounts, tokens);
+        Ok(())
+    }
+
+    /// Changes the store, and then the directory.
+    pub(crate) async fn change<T>(
+        &self,
+        change: impl Future<Output = Result<T, varve_store::Error>>,
+    ) -> Result<T, varve_store::Error> {
+        let _changing = self.0.changing.lock().await;
+        let changed = change.await;
+        // Also after a failure: it may have changed something.
+        self.reload().await?;
+        changed
+    }
+
+    /// Makes a token for an account. Returns it with its record.
+    ///
+    /// # Errors
+    ///
+    /// The key cannot be made; errors of the store.
+    pub(crate) async fn create_token(
+        &self,
+        account: AccountId,
+        scopes: Scopes,
+        description: String,
+        lifetime: Option<Duration>,
+    ) -> Result<(TokenRecord, BearerToken), LoadError> {
+        let _changing = self.0.changing.lock().await;
+        let key = self.0.directory.key();
+        let key = match key {
+            Some(key) => key,
+            None => self.make_key().await?,
+        };
+        let token = BearerToken::random()?;
+        let now = self.0.directory.now_ns();
+        let lifetime = lifetime.map(|it| u64::try_from(it.as_nanos()).unwrap_or(u64::MAX));
+        let record = TokenRecord {
+            id: token.id(),
+            account,
+            scopes,
+            hash: token.hash(&key),
+            description,
+            created_at_ns: now,
+            expires_at_ns: lifetime.map(|lifetime| now.saturating_add(lifetime)),
+            last_used_at_ns: None,
+            is_expired: false,
+        };
+        let record = self.0.store.create_token(record).await?;
+        self.reload().await?;
+        Ok((record, token))
+    }
+
+    /// The key, made if it is not there.
+    async fn make_key(&self) -> Result<HashKey, LoadError> {
+        let key = match self.read_key().await? {
+            Some(key) => key,
+            None => {
+                let file = self.0.key_file.clone();
+                let made = spawn_blocking(move || key::create(&file)).await;
+                made.map_err(|_| varve_store::Error::Closing)??
+            }
+        };
+        self.0.directory.set_key(key.clone());
+        Ok(key)
+    }
+
+    /// Writes to the store which tokens have expired, and when tokens were used last. Does not end.
+    pub(crate) async fn keep_tokens(&self) {
+        loop {
+            time::sleep(EXPIRY_EVERY).await;
+            let due = self.0.directory.tokens_to_write(LAST_USE_EVERY);
+            if due.is_empty() {
+                continue;
+            }
+            let write = async {
+                for (id, expired, used_at_ns) in due {
+                    let written = self.0.store.update_token(id, move |mut record| {
+                        record.is_expired |= expired;
+                        record.last_used_at_ns = record.last_used_at_ns.max(used_at_ns);
+                        record
+                    });
+                    match written.await {
+                        Ok(_) => debug!(token = %id, expired, "token updated"),
+                        // Revoked just now.
+                        Err(varve_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            };
+            if let Err(error) = self.change(write).await {
+                warn!(%error, "tokens cannot be updated");
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The accounts and tokens of the store in memory, and whom a caller acts for.
+//!
+//! It has no secret: only keyed hashes of secrets, and their key. As long as the administrator is
+//! the only account, everybody who may connect is the administrator.
+
+use std::{
+    collections::HashMap,
+    fmt, mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::RwLock;
+use varve_store::{
+    AccountId, AccountRecord, Identity, Scopes, SecretHash, TokenId, TokenRecord, now_ns,
+};
+
+use super::{
+    Caller,
+    token::{BearerToken, HashKey},
+};
+use crate::net::peer::Peer;
+
+/// Whom a caller acts for.
+#[derive(Debug, Clone)]
+pub(crate) struct Principal {
+    pub(crate) account: Arc<AccountRecord>,
+    /// How the caller is known: `uid:1000`, `cert:CN=backup`, the id of a token.
+    pub(crate) identity: String,
+    /// What its token may be used for.
+    pub(crate) scopes: Scopes,
+}
+
+impl Principal {
+    /// The id of the account.
+    pub(crate) fn id(&self) -> AccountId {
+        self.account.id
+    }
+
+    /// Returns true for the administrator.
+    pub(crate) fn is_administrator(&self) -> bool {
+        self.account.id == AccountId::ADMINISTRATOR
+    }
+}
+
+/// Why a token is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenError {
+    /// It has another form, its id is unknown, its secret is another, or it was revoked.
+    #[error("the token is not valid")]
+    Invalid,
+    /// It has expired.
+    #[error("the token has expired")]
+    Expired,
+    /// It would be sent where others can read it.
+    #[error("tokens are taken over TLS, a unix socket or a loopback address only")]
+    Plaintext,
+}
+
+/// Accounts and tokens in memory. Clones are handles to the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Directory(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    table: RwLock<Table>,
+    clock: Clock,
+    /// The user that the daemon runs as: like root, it is the administrator.
+    own_user: u32,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    accounts: HashMap<AccountId, Arc<AccountRecord>>,
+    /// Ids by name and by alias.
+    names: HashMap<String, AccountId>,
+    identities: HashMap<Identity, AccountId>,
+    tokens: HashMap<TokenId, Arc<Token>>,
+    key: Option<HashKey>,
+}
+
+#[derive(Debug)]
+struct Token {
+    record: TokenRecord,
+    /// Not used since the store was told, if `None`.
+    used_at_ns: RwLock<Option<u64>>,
+}
+
+/// A clock that never goes back while the daemon runs, nor behind the youngest time in the store.
+#[derive(Debug)]
+struct Clock {
+    started: Instant,
+    started_ns: u64,
+}
+
+impl Clock {
+    /// A clock that begins at `least_ns` or now, whichever is later.
+    fn from(least_ns: u64) -> Self {
+        Self {
+            started: Instant::now(),
+            started_ns: now_ns().max(least_ns),
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        let elapsed = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        now_ns().max(self.started_ns.saturating_add(elapsed))
+    }
+}
+
+impl Directory {
+    /// A directory of nobody but the administrator, whose clock is never behind `least_ns`, in
+    /// nanoseconds since 1970.
+    pub(crate) fn new(least_ns: u64) -> Self {
+        let mut table = Table::default();
+        let administrator = AccountRecord::administrator();
+        table
+            .accounts
+            .insert(administrator.id, Arc::new(administrator));
+        Self(Arc::new(Inner {
+            table: RwLock::new(table),
+            clock: Clock::from(least_ns),
+            own_user: rustix::process::geteuid().as_raw(),
+        }))
+    }
+
+    /// Puts these in the place of all that it has.
+    pub(super) fn replace(&self, accounts: Vec<AccountRecord>, tokens: Vec<TokenRecord>) {
+        let mut table = self.0.table.write();
+        let known = mem::take(&mut table.tokens);
+        let tokens = tokens.into_iter().map(|record| {
+            let used = known.get(&record.id).and_then(|it| *it.used_at_ns.read());
+            let used_at_ns = RwLock::new(used);
+            (record.id, Arc::new(Token { record, used_at_ns }))
+        });
+        table.tokens = tokens.collect();
+        table.names.clear();
+        table.identities.clear();
+        for account in &accounts {
+            table.names.insert(account.name.clone(), account.id);
+            if !account.alias.is_empty() {
+                table.names.insert(account.alias.clone(), account.id);
+            }
+            for identity in &account.identities {
+                table.identities.insert(identity.clone(), account.id);
+            }
+        }
+        let accounts = accounts.into_iter().map(|it| (it.id, Arc::new(it)));
+        table.accounts = accounts.collect();
+    }
+
+    /// The key of the hashes of tokens; `None`: no token is valid.
+    pub(super) fn key(&self) -> Option<HashKey> {
+        self.0.table.read().key.clone()
+    }
+
+    pub(super) fn set_key(&self, key: HashKey) {
+        self.0.table.write().key = Some(key);
+    }
+
+    /// The time in nanoseconds since 1970. It never goes back while the daemon runs.
+    pub(super) fn now_ns(&self) -> u64 {
+        self.0.clock.now_ns()
+    }
+
+    /// The account of this id, name or alias.
+    pub(crate) fn find(&self, text: &str) -> Option<Arc<AccountRecord>> {
+        let table = self.0.table.read();
+        let id = match text.parse() {
+            Ok(id) => id,
+            Err(_) => *table.names.get(text)?,
+        };
+        table.accounts.get(&id).cloned()
+    }
+
+    /// All accounts, by id.
+    pub(crate) fn all(&self) -> Vec<Arc<AccountRecord>> {
+        let mut all: Vec<_> = self.0.table.read().accounts.values().cloned().collect();
+        all.sort_unstable_by_key(|account| account.id);
+        all
+    }
+
+    /// The tokens of an account, the oldest first.
+    pub(crate) fn tokens_of(&self, account: AccountId) -> Vec<TokenRecord> {
+        let table = self.0.table.read();
+        let tokens = table.tokens.values();
+        let mut tokens: Vec<_> = tokens
+            .filter(|token| token.record.account == account)
+            .map(|token| self.shown(token))
+            .collect();
+        tokens.sort_unstable_by_key(|token| (token.created_at_ns, token.id));
+        tokens
+    }
+
+    /// The token of this id.
+    pub(crate) fn token(&self, id: TokenId) -> Option<TokenRecord> {
+        let token = self.0.table.read().tokens.get(&id).cloned();
+        token.map(|token| self.shown(&token))
+    }
+
+    /// A token's record as it is now.
+    fn shown(&self, token: &Token) -> TokenRecord {
+        let mut record = token.record.clone();
+        record.last_used_at_ns = token.used_at_ns.read().or(record.last_used_at_ns);
+        record.is_expired |= self.has_expired(&token.record);
+        record
+    }
+
+    fn has_expired(&self, token: &TokenRecord) -> bool {
+        let now = self.0.clock.now_ns();
+        token.is_expired || token.expires_at_ns.is_some_and(|at| at <= now)
+    }
+
+    /// Checks a token that came with a call. Returns its id.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not taken: every wrong token takes the same way to the same answer.
+    pub(crate) fn check_token(
+        &self,
+        peer: &Peer,
+        is_tls: bool,
+        text: &str,
+    ) -> Result<TokenId, TokenError> {
+        if !is_tls && peer.is_on_a_network() {
+            return Err(TokenError::Plaintext);
+        }
+        let table = self.0.table.read();
+        let unknown = SecretHash::from_bytes([0; 32]);
+        let token = BearerToken::parse(text);
+        let known = token.as_ref().and_then(|it| table.tokens.get(&it.id()));
+        let hash = known.map_or(&unknown, |it| &it.record.hash);
+        let key = table.key.as_ref();
+        let is_right = token
+            .as_ref()
+            .zip(key)
+            .is_some_and(|(token, key)| token.has_hash(key, hash));
+        match known {
+            Some(known) if is_right && self.has_expired(&known.record) => Err(TokenError::Expired),
+            Some(known) if is_right => {
+                *known.used_at_ns.write() = Some(self.0.clock.now_ns());
+                Ok(known.record.id)
+            }
+            _ => Err(TokenError::Invalid),
+        }
+    }
+
+    /// Whom a caller acts for; `None`: nobody that is known.
+    pub(crate) fn principal(&self, caller: &Caller) -> Option<Principal> {
+        let table = self.0.table.read();
+        let of = |id: &AccountId, identity: String, scopes: Scopes| {
+            let account = table.accounts.get(id)?;
+            Some(Principal {
+                account: Arc::clone(account),
+                identity,
+                scopes,
+            })
+        };
+        if let Some(id) = caller.token() {
+            let token = table.tokens.get(&id)?;
+            if self.has_expired(&token.record) {
+                return None;
+            }
+            return of(&token.record.account, id.to_string(), token.record.scopes);
+        }
+        if let Some(subject) = caller.certificate() {
+            let identity = Identity::Certificate(subject.to_owned());
+            if let Some(id) = table.identities.get(&identity) {
+                return of(id, identity.to_string(), Scopes::ALL);
+            }
+        }
+        let administrator = AccountId::ADMINISTRATOR;
+        match *caller.peer() {
+            Peer::Unix { user, .. } if user == 0 || user == self.0.own_user => {
+                return of(&administrator, format!("uid:{user}"), Scopes::ALL);
+            }
+            Peer::Unix { user, group, .. } => {
+                for identity in [Identity::User(user), Identity::Group(group)] {
+                    if let Some(id) = table.identities.get(&identity) {
+                        return of(id, identity.to_string(), Scopes::ALL);
+                    }
+                }
+            }
+            // Not from a listener: the daemon itself made it.
+            Peer::Given => return of(&administrator, "daemon".to_owned(), Scopes::ALL),
+            Peer::UnknownUnix | Peer::Tcp(_) => {}
+        }
+        // Without accounts, everybody who may connect is the administrator.
+        let is_alone = table.accounts.len() <= 1;
+        let identity = || match *caller.peer() {
+            Peer::Unix { user, .. } => format!("uid:{user}"),
+            _ => caller
+                .certificate()
+                .map_or_else(|| "unknown".to_owned(), |it| format!("cert:{it}")),
+        };
+        is_alone.then(|| of(&administrator, identity(), Scopes::ALL))?
+    }
+
+    /// Tokens whose records are behind: whether they have expired, and when they were used, if that
+    /// was written `every` ago or longer.
+    pub(super) fn tokens_to_write(&self, every: Duration) -> Vec<(TokenId, bool, Option<u64>)> {
+        let table = self.0.table.read();
+        let every = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX);
+        let tokens = table.tokens.values().filter_map(|token| {
+            let record = &token.record;
+            let used = *token.used_at_ns.read();
+            let written = record.last_used_at_ns.unwrap_or_default();
+            let is_late = used.is_some_and(|used| used.saturating_sub(written) >= every);
+            let expired = self.has_expired(record);
+            (is_late || expired != record.is_expired).then_some((record.id, expired, used))
+        });
+        tokens.collect()
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.account.id, self.identity)
+    }
+}

@@ -1,0 +1,256 @@
+//! What a caller may do: the one table of operations, and the one function that decides.
+//!
+//! Everything that the table does not allow is denied. The table knows no names and ids: an
+//! operation that it allows sees only what belongs to the caller's account, see
+//! [`Sight`](crate::service::Sight).
+
+use varve_store::{AccountState, Scopes};
+
+use super::{Action, Principal};
+use crate::error::{Classified, ErrorKind};
+
+/// Who may do an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// Everybody, known or not.
+    Anybody,
+    /// Accounts, for what they see: nothing changes.
+    Read,
+    /// Accounts, for what belongs to them: something changes that a token needs this scope for.
+    Change(Scopes),
+    /// The administrator, with a token that has this scope, if it is with a token.
+    Administrator(Scopes),
+}
+
+/// Who may do an operation.
+pub(crate) const fn right(action: Action) -> Right {
+    match action {
+        Action::WhoAmI => Right::Anybody,
+
+        Action::ListSnapshots
+        | Action::GetSnapshot
+        | Action::DiffSnapshots
+        | Action::VerifySnapshot
+        | Action::Download
+        | Action::ReadSnapshot
+        | Action::GetVolume
+        | Action::ListVolumes
+        | Action::ListTokens
+        | Action::GetCopy
+        | Action::ListCopies
+        | Action::ListExports
+        | Action::OpenSnapshotExport
+        | Action::CompareExport => Right::Read,
+
+        Action::CreateSnapshots
+        | Action::DeleteSnapshot
+        | Action::DeleteSnapshots
+        | Action::TagSnapshot => Right::Change(Scopes::IMAGES),
+
+        Action::CreateVolume
+        | Action::CloneVolume
+        | Action::ResizeVolume
+        | Action::TagVolume
+        | Action::DeleteVolume
+        | Action::AttachVolume
+        | Action::DetachVolume
+        | Action::OpenVolumeExport => Right::Change(Scopes::VOLUMES),
+
+        Action::CreateCopy | Action::CancelCopy | Action::LimitCopy | Action::EstimateCopy => {
+            Right::Change(Scopes::COPY)
+        }
+
+        Action::CreateToken | Action::RevokeToken => Right::Change(Scopes::ALL),
+
+        // Knowing the id of a chunk or a node is no right to its bytes: an upload may name any
+        // content of the store, and the replication service gives any.
+        Action::BeginUpload
+        | Action::FindMissing
+        | Action::PutChunks
+        | Action::PutLeaves
+        | Action::CommitUpload
+        | Action::AbortUpload => Right::Administrator(Scopes::IMAGES),
+        Action::HoldSnapshot | Action::FetchNodes | Action::FetchChunks => {
+            Right::Administrator(Scopes::COPY)
+        }
+
+        // The daemon acts for nobody: endpoints and files in requests are the administrator's.
+        Action::ListRemotes => Right::Administrator(Scopes::COPY),
+
+        // They tell of the content of all accounts.
+        Action::GetStatus
+        | Action::GetGcStatus
+        | Action::PlanGc
+        | Action::EstimateDelete
+        | Action::GetUsage
+        | Action::GetAccount
+        | Action::ListAccounts
+        | Action::ReadAudit => Right::Administrator(Scopes::READ),
+
+        Action::RunGc
+        | Action::StopGc
+        | Action::AddRemote
+        | Action::RemoveRemote
+        | Action::GiveSnapshot
+        | Action::GiveVolume
+        | Action::CreateAccount
+        | Action::UpdateAccount
+        | Action::DeleteAccount => Right::Administrator(Scopes::ALL),
+    }
+}
+
+/// Returns true if an operation changes something that the audit log tells of. The parts of an
+/// upload are told of by its end.
+pub(crate) const fn is_change(action: Action) -> bool {
+    match action {
+        Action::CreateSnapshots
+        | Action::DeleteSnapshot
+        | Action::DeleteSnapshots
+        | Action::TagSnapshot
+        | Action::CreateVolume
+        | Action::CloneVolume
+        | Action::ResizeVolume
+        | Action::TagVolume
+        | Action::DeleteVolume
+        | Action::AttachVolume
+        | Action::DetachVolume
+        | Action::CommitUpload
+        | Action::AbortUpload
+        | Action::CreateCopy
+        | Action::CancelCopy
+        | Action::LimitCopy
+        | Action::AddRemote
+        | Action::RemoveRemote
+        | Action::RunGc
+        | Action::StopGc
+        | Action::GiveSnapshot
+        | Action::GiveVolume
+        | Action::CreateAccount
+        | Action::UpdateAccount
+        | Action::DeleteAccount
+        | Action::CreateToken
+        | Action::RevokeToken => true,
+        Action::WhoAmI
+        | Action::ListSnapshots
+        | Action::GetSnapshot
+        | Action::DiffSnapshots
+        | Action::VerifySnapshot
+        | Action::Download
+        | Action::ReadSnapshot
+        | Action::GetVolume
+        | Action::ListVolumes
+        | Action::ListTokens
+        | Action::ListExports
+        | Action::OpenSnapshotExport
+        | Action::OpenVolumeExport
+        | Action::CompareExport
+        | Action::BeginUpload
+        | Action::FindMissing
+        | Action::PutChunks
+        | Action::PutLeaves
+        | Action::HoldSnapshot
+        | Action::FetchNodes
+        | Action::FetchChunks
+        | Action::GetCopy
+        | Action::ListCopies
+        | Action::EstimateCopy
+        | Action::ListRemotes
+        | Action::GetStatus
+        | Action::GetGcStatus
+        | Action::PlanGc
+        | Action::EstimateDelete
+        | Action::GetUsage
+        | Action::GetAccount
+        | Action::ListAccounts
+        | Action::ReadAudit => false,
+    }
+}
+
+/// Why an operation is denied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    /// The caller is nobody that the daemon knows.
+    #[error("there are accounts, and this caller is none of them: it needs a token or an identity")]
+    Nobody,
+    /// The account is disabled.
+    #[error("account {account} is disabled")]
+    Disabled {
+        /// Its name.
+        account: String,
+    },
+    /// The account changes nothing.
+    #[error("account {account} is read-only")]
+    ReadOnly {
+        /// Its name.
+        account: String,
+    },
+    /// The operation is the administrator's.
+    #[error("{action} is for the administrator, and not for account {account}")]
+    Administrator {
+        /// The operation.
+        action: &'static str,
+        /// The name of the account.
+        account: String,
+    },
+    /// The endpoint is the administrator's.
+    #[error("an account copies from named remotes only, without plain HTTP of its own")]
+    Endpoint,
+    /// The token has not the scope.
+    #[error("the scopes of the token do not allow {action}")]
+    Scope {
+        /// The operation.
+        action: &'static str,
+    },
+}
+
+/// Decides whether a caller may do an operation, apart from what it does it to.
+///
+/// # Errors
+///
+/// Why not.
+pub(crate) fn permit(principal: Option<&Principal>, action: Action) -> Result<(), Denied> {
+    let right = right(action);
+    if right == Right::Anybody {
+        return Ok(());
+    }
+    let Some(principal) = principal else {
+        return Err(Denied::Nobody);
+    };
+    let account = || principal.account.name.clone();
+    let action = action.name();
+    match principal.account.state {
+        AccountState::Disabled => return Err(Denied::Disabled { account: account() }),
+        AccountState::ReadOnly if right != Right::Read => {
+            return Err(Denied::ReadOnly { account: account() });
+        }
+        AccountState::ReadOnly | AccountState::Active => {}
+    }
+    let scope = match right {
+        Right::Anybody | Right::Read => Scopes::READ,
+        Right::Change(scope) => scope,
+        Right::Administrator(scope) if principal.is_administrator() => scope,
+        Right::Administrator(_) => {
+            return Err(Denied::Administrator {
+                action,
+                account: account(),
+            });
+        }
+    };
+    match principal.scopes.allow(scope) {
+        true => Ok(()),
+        false => Err(Denied::Scope { action }),
+    }
+}
+
+impl Classified for Denied {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Nobody => ErrorKind::Unauthenticated,
+            Self::Disabled { .. }
+            | Self::ReadOnly { .. }
+            | Self::Administrator { .. }
+            | Self::Endpoint
+            | Self::Scope { .. } => ErrorKind::PermissionDenied,
+        }
+    }
+}

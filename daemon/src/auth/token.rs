@@ -1,0 +1,158 @@
+//! Tokens as texts: `varve_`, the 17 digits of the token's id, `_`, and 64 digits of the secret.
+//!
+//! The store keeps only a keyed hash of a secret, and the key is in a file of its own ([`key`]
+//! (super::key)): who reads the catalog cannot use a token, nor make one.
+
+use std::fmt;
+
+use varve_store::{SecretHash, TokenId};
+
+/// The beginning of every token. Scanners for leaked secrets find tokens by it.
+const PREFIX: &str = "varve_";
+const ID_DIGITS: usize = 17;
+const SECRET_BYTES: usize = 32;
+
+/// A key for hashes of secrets.
+#[derive(Clone)]
+pub(crate) struct HashKey(pub(super) [u8; 32]);
+
+/// Shows nothing of it.
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashKey(..)")
+    }
+}
+
+/// A token as its bearer has it.
+pub(crate) struct BearerToken {
+    id: TokenId,
+    secret: [u8; SECRET_BYTES],
+}
+
+impl BearerToken {
+    /// A new token.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random bytes.
+    pub(crate) fn random() -> Result<Self, varve_store::Error> {
+        let mut secret = [0; SECRET_BYTES];
+        varve_store::fill_random(&mut secret)?;
+        Ok(Self {
+            id: TokenId::random()?,
+            secret,
+        })
+    }
+
+    /// The token with this text; `None` for any other text.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix(PREFIX)?;
+        let (id, rest) = rest.split_at_checked(ID_DIGITS)?;
+        let digits = rest.strip_prefix('_')?.as_bytes();
+        let mut secret = [0; SECRET_BYTES];
+        let (pairs, odd) = digits.as_chunks::<2>();
+        if pairs.len() != SECRET_BYTES || !odd.is_empty() {
+            return None;
+        }
+        for (byte, [high, low]) in secret.iter_mut().zip(pairs) {
+            *byte = digit(*high)? << 4 | digit(*low)?;
+        }
+        let id = format!("tok-{id}").parse().ok()?;
+        Some(Self { id, secret })
+    }
+
+    pub(crate) const fn id(&self) -> TokenId {
+        self.id
+    }
+
+    /// The keyed hash of its secret, as the store keeps it.
+    pub(crate) fn hash(&self, key: &HashKey) -> SecretHash {
+        SecretHash::from_bytes(*blake3::keyed_hash(&key.0, &self.secret).as_bytes())
+    }
+
+    /// Returns true if this is the secret with that hash. Takes the same time for every answer.
+    pub(crate) fn has_hash(&self, key: &HashKey, hash: &SecretHash) -> bool {
+        // The comparison of `blake3::Hash` is in constant time.
+        blake3::keyed_hash(&key.0, &self.secret) == *hash.as_bytes()
+    }
+
+    /// Its text, for the one answer that shows it.
+    pub(crate) fn reveal(&self) -> String {
+        let id = self.id.to_string();
+        let id = id.strip_prefix("tok-").unwrap_or(&id);
+        let secret: String = self.secret.iter().map(|it| format!("{it:02x}")).collect();
+        format!("{PREFIX}{id}_{secret}")
+    }
+}
+
+/// Shows its id only.
+impl fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BearerToken({})", self.id)
+    }
+}
+
+/// The value of a digit as [`BearerToken::reveal`] writes it.
+const fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_its_text_and_shows_no_secret_otherwise() {
+        let token = BearerToken::random().unwrap();
+        let text = token.reveal();
+        assert_eq!(text.len(), PREFIX.len() + ID_DIGITS + 1 + 2 * SECRET_BYTES);
+        let again = BearerToken::parse(&text).unwrap();
+        assert_eq!((again.id(), again.reveal()), (token.id(), text.clone()));
+        let shown = format!("{token:?}{:?}", HashKey([7; 32]));
+        assert!(!shown.contains(&text[24..]), "{shown}");
+        assert_ne!(BearerToken::random().unwrap().reveal(), text);
+    }
+
+    #[test]
+    fn only_the_secret_and_the_key_give_the_hash() {
+        let (key, other) = (HashKey([1; 32]), HashKey([2; 32]));
+        let token = BearerToken::random().unwrap();
+        let hash = token.hash(&key);
+        assert!(token.has_hash(&key, &hash));
+        assert!(!token.has_hash(&other, &hash));
+        assert!(!BearerToken::random().unwrap().has_hash(&key, &hash));
+        // Another token with the same secret is another token, by its id.
+        let text = token.reveal();
+        let last = if text.ends_with('0') { "1" } else { "0" };
+        let forged = format!("{}{last}", &text[..text.len() - 1]);
+        assert!(!BearerToken::parse(&forged).unwrap().has_hash(&key, &hash));
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_is_a_token_or_refused(text in "(varve_)?[0-9a-fA-F_é]{0,90}") {
+            if let Some(token) = BearerToken::parse(&text) {
+                prop_assert_eq!(token.reveal(), text);
+            }
+        }
+
+        #[test]
+        fn changed_texts_are_no_token_or_another(at in 0_usize..88, byte in any::<char>()) {
+            let token = BearerToken::random().unwrap().reveal();
+            let mut chars: Vec<char> = token.chars().collect();
+            chars[at] = byte;
+            let changed: String = chars.into_iter().collect();
+            if let Some(parsed) = BearerToken::parse(&changed) {
+                prop_assert_eq!(parsed.reveal(), changed);
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Accounts and tokens.
+
+use std::time::Duration;
+
+use varve_proto::v1;
+use varve_store::{AccountRecord, AccountState, Identity, Scopes, TokenRecord};
+
+use super::{timestamp, unix_ns};
+use crate::service::{
+    AccountChange, AuditEntry, AuditPage, AuditQuery, Error, NewAccount, NewToken, Result, WhoAmI,
+};
+
+/// Each scope of the protocol, and the service's.
+const SCOPES: [(v1::TokenScope, Scopes); 4] = [
+    (v1::TokenScope::Read, Scopes::READ),
+    (v1::TokenScope::Volumes, Scopes::VOLUMES),
+    (v1::TokenScope::Images, Scopes::IMAGES),
+    (v1::TokenScope::Copy, Scopes::COPY),
+];
+
+pub(in crate::grpc) fn account(record: AccountRecord) -> v1::Account {
+    let state = match record.state {
+        AccountState::Active => v1::AccountState::Active,
+        AccountState::ReadOnly => v1::AccountState::ReadOnly,
+        AccountState::Disabled => v1::AccountState::Disabled,
+    };
+    v1::Account {
+        id: record.id.to_string(),
+        name: record.name,
+        alias: record.alias,
+        state: state.into(),
+        created_at: (record.created_at_ns != 0).then(|| timestamp(record.created_at_ns)),
+        identities: record.identities.iter().map(Identity::to_string).collect(),
+    }
+}
+
+pub(in crate::grpc) fn new_account(request: v1::CreateAccountRequest) -> Result<NewAccount> {
+    let id = match &*request.id {
+        "" => None,
+        id => {
+            let id = id.parse();
+            Some(id.map_err(|error| Error::field("id", format!("{error}")))?)
+        }
+    };
+    Ok(NewAccount {
+        name: request.name,
+        id,
+        alias: request.alias,
+        identities: identities("identities", &request.identities)?,
+    })
+}
+
+pub(in crate::grpc) fn account_change(request: v1::UpdateAccountRequest) -> Result<AccountChange> {
+    let state = match v1::AccountState::try_from(request.state) {
+        Ok(v1::AccountState::Unspecified) => None,
+        Ok(v1::AccountState::Active) => Some(AccountState::Active),
+        Ok(v1::AccountState::ReadOnly) => Some(AccountState::ReadOnly),
+        Ok(v1::AccountState::Disabled) => Some(AccountState::Disabled),
+        Err(_) => {
+            let problem = format!("{} is no state of an account", request.state);
+            return Err(Error::field("state", problem));
+        }
+    };
+    Ok(AccountChange {
+        name: request.name,
+        alias: request.alias,
+        state,
+        add: identities("add_identities", &request.add_identities)?,
+        remove: identities("remove_identities", &request.remove_identities)?,
+    })
+}
+
+fn identities(field: &'static str, texts: &[String]) -> Result<Vec<Identity>> {
+    let parsed = texts.iter().map(|text| {
+        let identity = text.parse();
+        identity.map_err(|error| Error::field(field, format!("{error}")))
+    });
+    parsed.collect()
+}
+
+pub(in crate::grpc) fn who_am_i(who: WhoAmI) -> v1::WhoAmIResponse {
+    match who.principal {
+        Some(principal) => v1::WhoAmIResponse {
+            is_administrator: principal.is_administrator(),
+            scopes: scopes(principal.scopes),
+            identity: principal.identity.clone(),
+            account: Some(account(AccountRecord::clone(&principal.account))),
+        },
+        None => v1::WhoAmIResponse::default(),
+    }
+}
+
+pub(in crate::grpc) fn new_token(request: v1::CreateTokenRequest) -> Result<NewToken> {
+    let mut all = Scopes::ALL;
+    for &number in &request.scopes {
+        let scope = SCOPES.iter().find(|(scope, _)| *scope as i32 == number);
+        let Some((_, scope)) = scope else {
+            let problem = format!("{number} is no scope of a token");
+            return Err(Error::field("scopes", problem));
+        };
+        all = all.and(*scope);
+    }
+    let lifetime = request.lifetime_seconds;
+    Ok(NewToken {
+        account: request.account,
+        scopes: all,
+        description: request.description,
+        lifetime: (lifetime != 0).then(|| Duration::from_secs(lifetime)),
+    })
+}
+
+pub(in crate::grpc) fn token(record: TokenRecord) -> v1::Token {
+    v1::Token {
+        id: record.id.to_string(),
+        account: record.account.to_string(),
+        scopes: scopes(record.scopes),
+        description: record.description,
+        created_at: Some(timestamp(record.created_at_ns)),
+        expires_at: record.expires_at_ns.map(timestamp),
+        last_used_at: record.last_used_at_ns.map(timestamp),
+    }
+}
+
+/// None for a token without limits.
+fn scopes(scopes: Scopes) -> Vec<i32> {
+    let named = SCOPES.iter().filter(|(_, scope)| scopes.has(*scope));
+    named.map(|(scope, _)| *scope as i32).collect()
+}
+
+pub(in crate::grpc) fn audit_query(request: v1::ReadAuditRequest) -> Result<AuditQuery> {
+    let time = |field, time: Option<prost_types::Timestamp>| match time {
+        None => Ok(None),
+        some => {
+            let nanos = i128::from(unix_ns(field, some)?);
+            let wrong = |_| Error::field(field, "it is too late a time");
+            jiff::Timestamp::from_nanosecond(nanos)
+                .map(Some)
+                .map_err(wrong)
+        }
+    };
+    Ok(AuditQuery {
+        after: request.after,
+        since: time("since", request.since)?,
+        until: time("until", request.until)?,
+        // The service knows its id.
+        account: None,
+        action: Some(request.action).filter(|action| !action.is_empty()),
+        limit: request.page_size as usize,
+    })
+}
+
+pub(in crate::grpc) fn audit_page(page: AuditPage) -> v1::ReadAuditResponse {
+    v1::ReadAuditResponse {
+        events: page.events.into_iter().map(audit_event).collect(),
+        next_after: page.cursor,
+        has_more: page.has_more,
+        damaged_lines: page.damaged,
+    }
+}
+
+fn audit_event(event: AuditEntry) -> v1::AuditEvent {
+    let time = event.time;
+    v1::AuditEvent {
+        number: event.seq,
+        time: Some(prost_types::Timestamp {
+            seconds: time.as_second(),
+            nanos: time.subsec_nanosecond(),
+        }),
+        account: event.account.unwrap_or_default(),
+        identity: event.identity,
+        from: event.from,
+        protocol: event.face,
+        action: event.action,
+        resources: event.resources,
+        result: event.result,
+        message: event.message.unwrap_or_default(),
+        request: event.request.unwrap_or_default(),
+        changed: event.changed,
+        count: event.count,
+    }
+}

@@ -1,0 +1,296 @@
+//! Accounts and their tokens.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use varve_store::{
+    AccountId, AccountRecord, AccountState, Error as StoreError, Identity, Scopes, TokenId,
+    TokenRecord, fill_random, now_ns,
+};
+
+use super::{
+    Service,
+    error::{Error, Result},
+    sight::no_account,
+};
+use crate::{
+    auth::{Action, Caller, Denied, Directory, Principal, Resource, done},
+    limits,
+};
+
+/// An account to be made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NewAccount {
+    pub(crate) name: String,
+    /// `None`: a random id.
+    pub(crate) id: Option<AccountId>,
+    pub(crate) alias: String,
+    pub(crate) identities: Vec<Identity>,
+}
+
+/// Changes of an account. `None` and empty lists change nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AccountChange {
+    pub(crate) name: Option<String>,
+    /// Empty: it has none from then on.
+    pub(crate) alias: Option<String>,
+    pub(crate) state: Option<AccountState>,
+    pub(crate) add: Vec<Identity>,
+    pub(crate) remove: Vec<Identity>,
+}
+
+/// A token to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct NewToken {
+    /// Empty: the caller's own account.
+    pub(crate) account: String,
+    pub(crate) scopes: Scopes,
+    pub(crate) description: String,
+    /// `None`: it does not expire.
+    pub(crate) lifetime: Option<Duration>,
+}
+
+/// A caller, as the daemon knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct WhoAmI {
+    pub(crate) principal: Option<Principal>,
+}
+
+impl Service {
+    /// Makes an account.
+    pub(crate) async fn create_account(
+        &self,
+        caller: &Caller,
+        new: NewAccount,
+    ) -> Result<AccountRecord> {
+        let name = new.name.clone();
+        let on = [Resource::Account(&name)];
+        let (store, accounts) = (self.store().clone(), self.0.parts.accounts.clone());
+        let change = async move {
+            let record = AccountRecord {
+                id: match new.id {
+                    Some(id) => id,
+                    None => random_id()?,
+                },
+                name: new.name,
+                alias: new.alias,
+                state: AccountState::Active,
+                created_at_ns: now_ns(),
+                identities: BTreeSet::from_iter(new.identities),
+            };
+            Ok(accounts.change(store.create_account(record)).await?)
+        };
+        let call = (caller, Action::CreateAccount);
+        self.change(call, &on, change, |attempt, made: &AccountRecord| {
+            done!(attempt, id = %made.id, name = made.name, "account created");
+        })
+        .await
+    }
+
+    /// The account of this id, name or alias.
+    pub(crate) async fn account(&self, caller: &Caller, account: &str) -> Result<AccountRecord> {
+        let on = [Resource::Account(account)];
+        self.pass(caller, Action::GetAccount, &on, async {
+            let found = self.directory().find(account);
+            let found = found.ok_or_else(|| no_account(account))?;
+            Ok(AccountRecord::clone(&found))
+        })
+        .await
+    }
+
+    /// All accounts, by id.
+    pub(crate) async fn list_accounts(&self, caller: &Caller) -> Result<Vec<AccountRecord>> {
+        self.pass(caller, Action::ListAccounts, &[], async {
+            let all = self.directory().all().into_iter();
+            Ok(all.map(|account| AccountRecord::clone(&account)).collect())
+        })
+        .await
+    }
+
+    /// Changes an account.
+    pub(crate) async fn update_account(
+        &self,
+        caller: &Caller,
+        account: &str,
+        asked: AccountChange,
+    ) -> Result<AccountRecord> {
+        let on = [Resource::Account(account)];
+        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let accounts = self.0.parts.accounts.clone();
+        let account = account.to_owned();
+        let change = async move {
+            let id = sight.known(&account)?;
+            if id == AccountId::ADMINISTRATOR
+                && asked
+                    .state
+                    .is_some_and(|state| state != AccountState::Active)
+            {
+                let problem = "the account of the administrator is always active";
+                return Err(Error::field("state", problem));
+            }
+            let update = move |record: &mut AccountRecord| {
+                if let Some(name) = &asked.name {
+                    record.name.clone_from(name);
+                }
+                if let Some(alias) = &asked.alias {
+                    record.alias.clone_from(alias);
+                }
+                record.state = asked.state.unwrap_or(record.state);
+                for identity in &asked.remove {
+                    record.identities.remove(identity);
+                }
+                record.identities.extend(asked.add.iter().cloned());
+                Ok(())
+            };
+            Ok(accounts.change(store.update_account(id, update)).await?)
+        };
+        let call = (caller, Action::UpdateAccount);
+        self.change(call, &on, change, |attempt, changed: &AccountRecord| {
+            done!(
+                attempt,
+                id = %changed.id,
+                name = changed.name,
+                state = %changed.state,
+                identities = changed.identities.len(),
+                "account changed"
+            );
+        })
+        .await
+    }
+
+    /// Deletes an account that owns nothing, and its tokens.
+    pub(crate) async fn delete_account(
+        &self,
+        caller: &Caller,
+        account: &str,
+    ) -> Result<AccountRecord> {
+        let on = [Resource::Account(account)];
+        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let accounts = self.0.parts.accounts.clone();
+        let account = account.to_owned();
+        let change = async move {
+            let id = sight.known(&account)?;
+            Ok(accounts.change(store.delete_account(id)).await?)
+        };
+        let call = (caller, Action::DeleteAccount);
+        self.change(call, &on, change, |attempt, deleted: &AccountRecord| {
+            done!(attempt, id = %deleted.id, name = deleted.name, "account deleted");
+        })
+        .await
+    }
+
+    /// Whom the caller acts for.
+    pub(crate) async fn who_am_i(&self, caller: &Caller) -> Result<WhoAmI> {
+        self.pass(caller, Action::WhoAmI, &[], async {
+            let principal = self.directory().principal(caller);
+            Ok(WhoAmI { principal })
+        })
+        .await
+    }
+
+    /// Makes a token. Returns it with its record.
+    pub(crate) async fn create_token(
+        &self,
+        caller: &Caller,
+        new: NewToken,
+    ) -> Result<(TokenRecord, String)> {
+        let name = new.account.clone();
+        let on = [Resource::Account(&name)];
+        let accounts = self.0.parts.accounts.clone();
+        let principal = accounts.directory().principal(caller);
+        let change = async move {
+            let principal = principal.ok_or(Denied::Nobody)?;
+            let account = own_account(&principal, accounts.directory(), &new.account)?;
+            if new
+                .lifetime
+                .is_some_and(|it| it > limits::TOKEN_LIFETIME_MAX)
+            {
+                let problem = format!(
+                    "it is more than {} seconds, which is ten years",
+                    limits::TOKEN_LIFETIME_MAX.as_secs()
+                );
+                return Err(Error::field("lifetime_seconds", problem));
+            }
+            let lifetime = new.lifetime;
+            let made = accounts.create_token(account, new.scopes, new.description, lifetime);
+            let (record, token) = made.await?;
+            Ok((record, token.reveal()))
+        };
+        let call = (caller, Action::CreateToken);
+        self.change(
+            call,
+            &on,
+            change,
+            |attempt, (made, _): &(TokenRecord, _)| {
+                done!(attempt, id = %made.id, account = %made.account, "token created");
+            },
+        )
+        .await
+    }
+
+    /// The tokens of an account, the oldest first.
+    pub(crate) async fn list_tokens(
+        &self,
+        caller: &Caller,
+        account: &str,
+    ) -> Result<Vec<TokenRecord>> {
+        let on = [Resource::Account(account)];
+        self.pass(caller, Action::ListTokens, &on, async {
+            let directory = self.directory();
+            let principal = directory.principal(caller).ok_or(Denied::Nobody)?;
+            let account = own_account(&principal, directory, account)?;
+            Ok(directory.tokens_of(account))
+        })
+        .await
+    }
+
+    /// Revokes a token. Returns its last record.
+    pub(crate) async fn revoke_token(&self, caller: &Caller, token: &str) -> Result<TokenRecord> {
+        let on = [Resource::Token(token)];
+        let (store, accounts) = (self.store().clone(), self.0.parts.accounts.clone());
+        let principal = accounts.directory().principal(caller);
+        let text = token.to_owned();
+        let change = async move {
+            let principal = principal.ok_or(Denied::Nobody)?;
+            let no_token = || {
+                Error::Store(StoreError::NotFound {
+                    what: "token",
+                    name: text.chars().take(limits::QUOTED_CHARS_MAX).collect(),
+                })
+            };
+            let id: TokenId = text.parse().map_err(|_| no_token())?;
+            let known = accounts.directory().token(id).ok_or_else(no_token)?;
+            // The tokens of others do not exist for it.
+            if !principal.is_administrator() && known.account != principal.id() {
+                return Err(no_token());
+            }
+            Ok(accounts.change(store.delete_token(id)).await?)
+        };
+        let call = (caller, Action::RevokeToken);
+        self.change(call, &on, change, |attempt, revoked: &TokenRecord| {
+            done!(attempt, id = %revoked.id, account = %revoked.account, "token revoked");
+        })
+        .await
+    }
+}
+
+/// The account that a request about tokens is for: the administrator may name any, others only
+/// their own.
+fn own_account(principal: &Principal, directory: &Directory, asked: &str) -> Result<AccountId> {
+    if asked.is_empty() || asked == "self" {
+        return Ok(principal.id());
+    }
+    let found = directory.find(asked).map(|account| account.id);
+    let is_allowed = |id: &AccountId| principal.is_administrator() || *id == principal.id();
+    found.filter(is_allowed).ok_or_else(|| no_account(asked))
+}
+
+/// A new id of an account: 12 digits, the first of which is not 0.
+fn random_id() -> Result<AccountId> {
+    const FIRST: u64 = 100_000_000_000;
+    const COUNT: u64 = 900_000_000_000;
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes)?;
+    let number = FIRST + u64::from_le_bytes(bytes) % COUNT;
+    AccountId::from_number(number)
+        .ok_or_else(|| StoreError::Internal(format!("{number} is no id of an account")).into())
+}

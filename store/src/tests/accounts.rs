@@ -1,0 +1,349 @@
+//! Accounts, tokens, and what belongs to whom, on a real disk.
+
+use std::{collections::BTreeSet, fs};
+
+use super::{block_on, new_snapshot, repairs::closed, volume_data::new_volume};
+use crate::{
+    AccountId, AccountRecord, AccountState, Error, Identity, ListQuery, NewSnapshots, NewVolume,
+    Options, Scopes, SecretHash, Store, TokenId, TokenRecord, VolumeRecord,
+    format::names,
+    limits,
+    meta::{SnapshotKey, VolumeKey},
+    rebuild,
+};
+
+fn id(number: u64) -> AccountId {
+    AccountId::from_number(number).unwrap()
+}
+
+fn account(number: u64, name: &str) -> AccountRecord {
+    AccountRecord {
+        id: id(number),
+        name: name.to_owned(),
+        created_at_ns: number,
+        ..AccountRecord::administrator()
+    }
+}
+
+fn token(number: u8, account: AccountId) -> TokenRecord {
+    TokenRecord {
+        id: TokenId::from_low_bits([number; 9]),
+        account,
+        scopes: Scopes::ALL,
+        hash: SecretHash::from_bytes([number; 32]),
+        description: String::new(),
+        created_at_ns: 1,
+        expires_at_ns: None,
+        last_used_at_ns: None,
+        is_expired: false,
+    }
+}
+
+fn volume_of(owner: u64, name: &str) -> NewVolume {
+    NewVolume {
+        owner: id(owner),
+        ..new_volume(name, 1 << 20)
+    }
+}
+
+async fn volumes_of(store: &Store, owner: Option<u64>) -> Vec<String> {
+    let query = ListQuery {
+        owner: owner.map(id),
+        limit: 100,
+        ..ListQuery::default()
+    };
+    let found = store.list_volumes(query).await.unwrap();
+    let shown = |it: &VolumeRecord| format!("{}/{}", it.owner.number(), it.label());
+    found.iter().map(shown).collect()
+}
+
+#[test]
+fn accounts_are_made_changed_and_deleted_and_survive_a_rebuild() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        let all = store.accounts().await.unwrap();
+        assert_eq!(all, [AccountRecord::administrator()]);
+        let web = store.create_account(account(7, "web")).await.unwrap();
+        let db = store.create_account(account(8, "db")).await.unwrap();
+        let change = |record: &mut AccountRecord| {
+            record.state = AccountState::ReadOnly;
+            record.alias = "www".to_owned();
+            record.identities = BTreeSet::from([Identity::User(1000)]);
+            // What does not change.
+            (record.id, record.created_at_ns) = (id(9), 9);
+            Ok(())
+        };
+        let changed = store.update_account(web.id, change).await.unwrap();
+        assert_eq!((changed.id, changed.created_at_ns), (id(7), 7));
+        assert_eq!(changed.state, AccountState::ReadOnly);
+        let mapped = |record: &mut AccountRecord| {
+            record
+                .identities
+                .insert(Identity::Certificate("CN=a".to_owned()));
+            Ok(())
+        };
+        let administrator = AccountId::ADMINISTRATOR;
+        let admin = store.update_account(administrator, mapped).await.unwrap();
+        store.create_token(token(1, web.id)).await.unwrap();
+        store.create_token(token(2, db.id)).await.unwrap();
+        store.create_volume(volume_of(7, "data")).await.unwrap();
+        closed(store).await;
+
+        fs::remove_dir_all(names::index(dir.path())).unwrap();
+        rebuild(Options::new(dir.path())).await.unwrap();
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        assert_eq!(
+            store.accounts().await.unwrap(),
+            [admin, db.clone(), changed]
+        );
+        assert_eq!(volumes_of(&store, Some(7)).await, ["7/data"]);
+
+        let refused = store.delete_account(web.id).await.unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            matches!(refused, Error::OwnsRecords { what: "volume", .. }),
+            "{text}"
+        );
+        assert!(
+            text.contains("\"web\"") && text.contains("\"data\""),
+            "{text}"
+        );
+        let key = VolumeKey::of(web.id, "data");
+        store.delete_volume(&key).await.unwrap();
+        store.delete_account(web.id).await.unwrap();
+        assert_eq!(store.tokens().await.unwrap(), [token(2, db.id)]);
+        let gone = store.delete_account(web.id).await.unwrap_err();
+        assert!(
+            matches!(
+                gone,
+                Error::NotFound {
+                    what: "account",
+                    ..
+                }
+            ),
+            "{gone}"
+        );
+        let never = store.delete_account(administrator).await.unwrap_err();
+        assert!(matches!(never, Error::Invalid(_)), "{never}");
+        closed(store).await;
+    });
+}
+
+#[test]
+fn ids_names_aliases_and_identities_belong_to_one_account() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        let first = AccountRecord {
+            alias: "www".to_owned(),
+            identities: BTreeSet::from([Identity::User(1000), Identity::Group(7)]),
+            ..account(7, "web")
+        };
+        store.create_account(first).await.unwrap();
+        let with = |change: fn(&mut AccountRecord)| {
+            let mut record = account(8, "db");
+            change(&mut record);
+            record
+        };
+        for taken in [
+            with(|it| it.id = id(7)),
+            with(|it| it.id = AccountId::ADMINISTRATOR),
+            with(|it| it.name = "web".to_owned()),
+            with(|it| it.name = "www".to_owned()),
+            with(|it| it.name = "admin".to_owned()),
+            with(|it| it.alias = "web".to_owned()),
+            with(|it| it.alias = "db".to_owned()),
+            with(|it| it.identities.extend([Identity::Group(7)])),
+        ] {
+            let error = store.create_account(taken.clone()).await.unwrap_err();
+            assert!(
+                matches!(error, Error::AlreadyExists { .. }),
+                "{taken:?}: {error}"
+            );
+        }
+        for invalid in [
+            with(|it| it.name = String::new()),
+            with(|it| it.name = "a/b".to_owned()),
+            with(|it| it.name = "uid:1".to_owned()),
+            with(|it| it.name = "123456789012".to_owned()),
+            with(|it| it.name = "self".to_owned()),
+            with(|it| it.alias = "all".to_owned()),
+            with(|it| it.name = "a\n".to_owned()),
+            with(|it| {
+                let subject = format!("CN={}", "x".repeat(limits::SUBJECT_BYTES_MAX));
+                it.identities.insert(Identity::Certificate(subject));
+            }),
+            with(|it| {
+                it.identities
+                    .insert(Identity::Certificate("CN=\u{1b}".to_owned()));
+            }),
+        ] {
+            let error = store.create_account(invalid.clone()).await.unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{invalid:?}: {error}");
+        }
+        // A group does not become a user, and a change is checked as a new account is.
+        store.create_account(account(8, "db")).await.unwrap();
+        let take = |record: &mut AccountRecord| {
+            record.identities.insert(Identity::User(1000));
+            Ok(())
+        };
+        let error = store.update_account(id(8), take).await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::AlreadyExists {
+                    what: "identity",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        closed(store).await;
+    });
+}
+
+#[test]
+fn things_belong_to_accounts_that_exist_and_can_be_given_away() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        let nobody = store.create_volume(volume_of(7, "data")).await.unwrap_err();
+        assert!(
+            matches!(
+                nobody,
+                Error::NotFound {
+                    what: "account",
+                    ..
+                }
+            ),
+            "{nobody}"
+        );
+        let upload = crate::NewSnapshot {
+            owner: id(7),
+            ..new_snapshot("s", 4096)
+        };
+        let ingest = store.begin_ingest(upload).await.unwrap();
+        let empty = varve_content::tree::TreeBuilder::new(4096).unwrap();
+        let (root, _) = empty.finish();
+        let nobody = ingest.commit(root.id()).await.unwrap_err();
+        drop(ingest);
+        assert!(
+            matches!(
+                nobody,
+                Error::NotFound {
+                    what: "account",
+                    ..
+                }
+            ),
+            "{nobody}"
+        );
+
+        store.create_account(account(7, "web")).await.unwrap();
+        store.create_account(account(8, "db")).await.unwrap();
+        for owner in [0, 7, 8] {
+            store.create_volume(volume_of(owner, "data")).await.unwrap();
+        }
+        store.create_volume(volume_of(7, "more")).await.unwrap();
+        let all = ["0/data", "7/data", "7/more", "8/data"];
+        assert_eq!(volumes_of(&store, None).await, all);
+        let key = VolumeKey::of(id(7), "data");
+        let taken = store.give_volume(&key, id(8)).await.unwrap_err();
+        assert!(matches!(taken, Error::AlreadyExists { .. }), "{taken}");
+        let nobody = store.give_volume(&key, id(9)).await.unwrap_err();
+        assert!(
+            matches!(
+                nobody,
+                Error::NotFound {
+                    what: "account",
+                    ..
+                }
+            ),
+            "{nobody}"
+        );
+
+        let more = VolumeKey::of(id(7), "more");
+        store.attach_volume(&more, false).await.unwrap();
+        let attached = store.give_volume(&more, id(8)).await.unwrap_err();
+        assert!(matches!(attached, Error::Attached { .. }), "{attached}");
+        store.detach_volume(&more).await.unwrap();
+        let given = store.give_volume(&more, id(8)).await.unwrap();
+        assert_eq!(given.owner, id(8));
+        assert_eq!(volumes_of(&store, Some(7)).await, ["7/data"]);
+        assert_eq!(volumes_of(&store, Some(8)).await, ["8/data", "8/more"]);
+
+        // A snapshot belongs to the account that takes it, and its name is one of that account.
+        let taken = |owner, volume| NewSnapshots {
+            owner: id(owner),
+            volumes: vec![VolumeKey::of(id(volume), "data")],
+            name: "monday".to_owned(),
+            tags: Default::default(),
+        };
+        let mut made = Vec::new();
+        for owner in [7, 8] {
+            let pending = store.snapshot_volumes(taken(owner, owner)).await.unwrap();
+            made.push(store.completed_snapshot(pending[0].id).await.unwrap());
+        }
+        assert_eq!([made[0].owner, made[1].owner], [id(7), id(8)]);
+        let again = store.snapshot_volumes(taken(7, 8)).await.unwrap_err();
+        assert!(matches!(again, Error::AlreadyExists { .. }), "{again}");
+        let key = SnapshotKey::of(id(7), "monday");
+        store.give_snapshot(&key, id(8)).await.unwrap_err();
+        let given = store
+            .give_snapshot(&key, AccountId::ADMINISTRATOR)
+            .await
+            .unwrap();
+        assert_eq!(store.snapshot(&"monday".into()).await.unwrap(), given);
+        closed(store).await;
+    });
+}
+
+#[test]
+fn tokens_are_bounded_and_their_texts_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        store.create_account(account(7, "web")).await.unwrap();
+        let nobody = store.create_token(token(0, id(8))).await.unwrap_err();
+        assert!(
+            matches!(
+                nobody,
+                Error::NotFound {
+                    what: "account",
+                    ..
+                }
+            ),
+            "{nobody}"
+        );
+        for description in ["x".repeat(256), "a\nb".to_owned()] {
+            let described = TokenRecord {
+                description,
+                ..token(0, id(7))
+            };
+            let error = store.create_token(described).await.unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{error}");
+        }
+        for number in 0..u8::try_from(limits::ACCOUNT_TOKENS_MAX).unwrap() {
+            store.create_token(token(number, id(7))).await.unwrap();
+        }
+        let error = store.create_token(token(200, id(7))).await.unwrap_err();
+        assert!(matches!(error, Error::TooMany { .. }), "{error}");
+        // The administrator has some, too, without a record.
+        let own = token(200, AccountId::ADMINISTRATOR);
+        store.create_token(own).await.unwrap();
+        let expired = |record: TokenRecord| TokenRecord {
+            is_expired: true,
+            ..record
+        };
+        let first = token(0, id(7));
+        let changed = store.update_token(first.id, expired).await.unwrap();
+        assert!(changed.is_expired);
+        store.delete_token(first.id).await.unwrap();
+        let gone = store.delete_token(first.id).await.unwrap_err();
+        assert!(
+            matches!(gone, Error::NotFound { what: "token", .. }),
+            "{gone}"
+        );
+        closed(store).await;
+    });
+}
