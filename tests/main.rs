@@ -28,6 +28,7 @@
     reason = "tests: a failure is a panic that says what went wrong"
 )]
 
+mod accounts;
 mod archives;
 mod backups;
 mod bad_input;

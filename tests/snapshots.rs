@@ -35,13 +35,14 @@ fn names(list: &Value) -> Vec<String> {
 /// Programs depend on these names: a change here is a change of the interface.
 #[test]
 fn json_has_the_field_names_that_programs_know() {
-    const SNAPSHOT: [&str; 15] = [
+    const SNAPSHOT: [&str; 16] = [
         "created_at",
         "data_bytes",
         "failure",
         "id",
         "name",
         "new_bytes",
+        "owner",
         "parent",
         "progress",
         "root",

@@ -70,6 +70,8 @@ pub struct AuditEvent {
     pub request: String,
     /// Ids of what was made, changed or deleted.
     pub changed: Vec<String>,
+    /// Ids that had no room in the line.
+    pub changed_more: u64,
     /// The number of events that the line stands for.
     pub count: u64,
 }
@@ -124,6 +126,7 @@ fn event_of(what: &str, event: v1::AuditEvent) -> Result<AuditEvent> {
         message: event.message,
         request: event.request,
         changed: event.changed,
+        changed_more: event.changed_more,
         count: event.count,
     })
 }

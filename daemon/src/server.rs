@@ -23,7 +23,7 @@ use varve_store::{Options, Store};
 
 use crate::{
     auth::{
-        Accounts,
+        Accounts, Door,
         audit::{Audit, AuditError, OnFailure, Settings as AuditSettings},
         key::FILE_NAME as KEY_FILE,
     },
@@ -285,7 +285,11 @@ impl Server {
         let routes = grpc::routes(&service, &health)?;
         let exports = move |caller| CallerExports::new(service.clone(), caller);
         let nbd = nbd::Server::with_places(exports, nbd_options, nbd_places);
-        let serving = Serving::new(routes, tasks.clone(), accounts.directory().clone());
+        let door = Door {
+            directory: accounts.directory().clone(),
+            audit: Some(Arc::clone(&audit)),
+        };
+        let serving = Serving::new(routes, tasks.clone(), door);
         copies.resume().await?;
 
         let connections = Connections::new(descriptors.grpc_connections, tasks.clone());

@@ -58,7 +58,9 @@ impl Snapctl {
         let mut command = Command::new(programs::snapctl());
         command
             .args(arguments)
-            .env("VARVE_ENDPOINT", &self.endpoint);
+            .env("VARVE_ENDPOINT", &self.endpoint)
+            // Whoever runs the tests may have a profile of their own.
+            .env("XDG_CONFIG_HOME", "/nonexistent");
         command
     }
 

@@ -58,6 +58,7 @@ fn json_has_the_field_names_that_programs_know() {
                 "created_at",
                 "id",
                 "name",
+                "owner",
                 "parent",
                 "size_bytes",
                 "tags"

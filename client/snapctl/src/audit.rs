@@ -48,6 +48,7 @@ struct EventJson<'a> {
     message: &'a str,
     request: &'a str,
     changed: &'a [String],
+    changed_more: u64,
     count: u64,
 }
 
@@ -66,6 +67,7 @@ impl<'a> From<&'a AuditEvent> for EventJson<'a> {
             message: &event.message,
             request: &event.request,
             changed: &event.changed,
+            changed_more: event.changed_more,
             count: event.count,
         }
     }

@@ -3,10 +3,10 @@
 //! Invariant: the directory is filled anew after each change, before the change is answered, so the
 //! next operation sees it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, task::spawn_blocking, time};
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 use varve_store::{AccountId, Scopes, Store, TokenRecord};
 
 use super::{
@@ -17,6 +17,8 @@ use super::{
 
 /// How often the last use of a token is written to the store.
 const LAST_USE_EVERY: Duration = Duration::from_secs(3600);
+/// Tokens that one change of the catalog updates.
+const TOKENS_A_CHANGE: usize = 256;
 /// How often expired tokens are looked for.
 const EXPIRY_EVERY: Duration = Duration::from_secs(60);
 
@@ -88,10 +90,21 @@ impl Accounts {
 
     /// Reads all accounts and tokens anew.
     async fn reload(&self) -> Result<(), varve_store::Error> {
-        let accounts = self.0.store.accounts().await?;
-        let tokens = self.0.store.tokens().await?;
-        self.0.directory.replace(accounts, tokens);
+        let store = &self.0.store;
+        let accounts = store.accounts().await?;
+        let tokens = store.tokens().await?;
+        let is_owned = store.has_owned().await?;
+        self.0.directory.replace(accounts, tokens, is_owned);
         Ok(())
+    }
+
+    /// The same after a change. If it fails, only root and the daemon's user are known until it
+    /// succeeds.
+    async fn refill(&self) {
+        if let Err(error) = self.reload().await {
+            self.0.directory.close();
+            error!(%error, "accounts cannot be read: only root is let in until they can");
+        }
     }
 
     /// Changes the store, and then the directory.
@@ -102,7 +115,7 @@ impl Accounts {
         let _changing = self.0.changing.lock().await;
         let changed = change.await;
         // Also after a failure: it may have changed something.
-        self.reload().await?;
+        self.refill().await;
         changed
     }
 
@@ -138,15 +151,20 @@ impl Accounts {
             last_used_at_ns: None,
             is_expired: false,
         };
-        let record = self.0.store.create_token(record).await?;
-        self.reload().await?;
-        Ok((record, token))
+        let made = self.0.store.create_token(record).await;
+        self.refill().await;
+        Ok((made?, token))
     }
 
     /// The key, made if it is not there.
     async fn make_key(&self) -> Result<HashKey, LoadError> {
         let key = match self.read_key().await? {
             Some(key) => key,
+            // Another key would make them invalid for ever.
+            None if self.0.directory.has_tokens() => {
+                let path = self.0.key_file.clone();
+                return Err(KeyError::Missing { path }.into());
+            }
             None => {
                 let file = self.0.key_file.clone();
                 let made = spawn_blocking(move || key::create(&file)).await;
@@ -161,28 +179,26 @@ impl Accounts {
     pub(crate) async fn keep_tokens(&self) {
         loop {
             time::sleep(EXPIRY_EVERY).await;
-            let due = self.0.directory.tokens_to_write(LAST_USE_EVERY);
-            if due.is_empty() {
-                continue;
+            if self.0.directory.is_stale() {
+                let _changing = self.0.changing.lock().await;
+                self.refill().await;
             }
-            let write = async {
-                for (id, expired, used_at_ns) in due {
-                    let written = self.0.store.update_token(id, move |mut record| {
+            let due = self.0.directory.tokens_to_write(LAST_USE_EVERY);
+            // In groups, so that nobody waits long to revoke one.
+            for group in due.chunks(TOKENS_A_CHANGE) {
+                let group: HashMap<_, _> = group.iter().copied().collect();
+                let ids = group.keys().copied().collect();
+                let write = self.0.store.update_tokens(ids, move |mut record| {
+                    if let Some((expired, used_at_ns)) = group.get(&record.id) {
                         record.is_expired |= expired;
-                        record.last_used_at_ns = record.last_used_at_ns.max(used_at_ns);
-                        record
-                    });
-                    match written.await {
-                        Ok(_) => debug!(token = %id, expired, "token updated"),
-                        // Revoked just now.
-                        Err(varve_store::Error::NotFound { .. }) => {}
-                        Err(error) => return Err(error),
+                        record.last_used_at_ns = record.last_used_at_ns.max(*used_at_ns);
                     }
+                    record
+                });
+                if let Err(error) = self.change(write).await {
+                    warn!(%error, "tokens cannot be updated");
+                    break;
                 }
-                Ok(())
-            };
-            if let Err(error) = self.change(write).await {
-                warn!(%error, "tokens cannot be updated");
             }
         }
     }

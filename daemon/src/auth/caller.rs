@@ -10,6 +10,7 @@ use std::{
 
 use varve_store::TokenId;
 
+use super::{Directory, Principal};
 use crate::{net::peer::Peer, resources::shares::Holder};
 
 /// The protocol of a caller.
@@ -42,6 +43,8 @@ pub struct Caller {
     certificate: Option<Arc<str>>,
     /// The token of the call. Its secret was checked.
     token: Option<TokenId>,
+    /// Whom it acts for, once that was looked up for an operation.
+    principal: Option<Option<Principal>>,
     /// Unique among the callers of this process.
     number: u64,
 }
@@ -58,6 +61,7 @@ impl Caller {
             peer,
             certificate: None,
             token: None,
+            principal: None,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
         }
     }
@@ -78,6 +82,18 @@ impl Caller {
             token: Some(token),
             ..self
         }
+    }
+
+    /// The same for one operation: all its parts act for the same principal.
+    #[must_use]
+    pub(crate) fn resolved(mut self, directory: &Directory) -> Self {
+        self.principal = Some(directory.principal(&self));
+        self
+    }
+
+    /// Whom it acts for, if that was looked up.
+    pub(super) const fn principal(&self) -> Option<&Option<Principal>> {
+        self.principal.as_ref()
     }
 
     pub(crate) const fn face(&self) -> Face {

@@ -5,8 +5,13 @@
 
 use std::{
     collections::HashMap,
-    fmt, mem,
-    sync::Arc,
+    fmt,
+    hash::Hash,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -77,6 +82,10 @@ struct Table {
     identities: HashMap<Identity, AccountId>,
     tokens: HashMap<TokenId, Arc<Token>>,
     key: Option<HashKey>,
+    /// There is no account beside the administrator's.
+    is_alone: bool,
+    /// It may lack a change of the store.
+    is_stale: bool,
 }
 
 #[derive(Debug)]
@@ -91,6 +100,8 @@ struct Token {
 struct Clock {
     started: Instant,
     started_ns: u64,
+    /// The latest time that it has told.
+    latest_ns: AtomicU64,
 }
 
 impl Clock {
@@ -99,13 +110,32 @@ impl Clock {
         Self {
             started: Instant::now(),
             started_ns: now_ns().max(least_ns),
+            latest_ns: AtomicU64::new(least_ns),
         }
     }
 
     fn now_ns(&self) -> u64 {
         let elapsed = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        now_ns().max(self.started_ns.saturating_add(elapsed))
+        let now = now_ns().max(self.started_ns.saturating_add(elapsed));
+        self.latest_ns.fetch_max(now, Ordering::Relaxed).max(now)
     }
+}
+
+impl Table {
+    fn identified(&self, identity: &Identity) -> Option<&AccountId> {
+        let id = self.identities.get(identity);
+        id.filter(|_| !self.is_stale)
+    }
+}
+
+/// The keys that belong to one account only.
+fn only<K: Eq + Hash>(all: HashMap<K, Vec<AccountId>>) -> HashMap<K, AccountId> {
+    let all = all.into_iter();
+    all.filter_map(|(key, ids)| match *ids {
+        [id] => Some((key, id)),
+        _ => None,
+    })
+    .collect()
 }
 
 impl Directory {
@@ -124,29 +154,64 @@ impl Directory {
         }))
     }
 
-    /// Puts these in the place of all that it has.
-    pub(super) fn replace(&self, accounts: Vec<AccountRecord>, tokens: Vec<TokenRecord>) {
-        let mut table = self.0.table.write();
-        let known = mem::take(&mut table.tokens);
+    /// Puts these in the place of all that it has. `is_owned`: something belongs to an account.
+    pub(super) fn replace(
+        &self,
+        accounts: Vec<AccountRecord>,
+        tokens: Vec<TokenRecord>,
+        is_owned: bool,
+    ) {
+        let known = self.0.table.read().tokens.clone();
         let tokens = tokens.into_iter().map(|record| {
             let used = known.get(&record.id).and_then(|it| *it.used_at_ns.read());
             let used_at_ns = RwLock::new(used);
             (record.id, Arc::new(Token { record, used_at_ns }))
         });
-        table.tokens = tokens.collect();
-        table.names.clear();
-        table.identities.clear();
+        let mut fresh = Table {
+            tokens: tokens.collect(),
+            is_alone: accounts.len() <= 1 && !is_owned,
+            ..Table::default()
+        };
+        // A store that was mended after a loss may have a name or an identity twice: then it is
+        // nobody's.
+        let (mut names, mut identities) = (HashMap::new(), HashMap::new());
         for account in &accounts {
-            table.names.insert(account.name.clone(), account.id);
-            if !account.alias.is_empty() {
-                table.names.insert(account.alias.clone(), account.id);
+            let all = [&account.name, &account.alias].into_iter();
+            for name in all.filter(|name| !name.is_empty()) {
+                let ids: &mut Vec<_> = names.entry(name.clone()).or_default();
+                ids.push(account.id);
             }
             for identity in &account.identities {
-                table.identities.insert(identity.clone(), account.id);
+                let ids: &mut Vec<_> = identities.entry(identity.clone()).or_default();
+                ids.push(account.id);
             }
         }
+        fresh.names = only(names);
+        fresh.identities = only(identities);
         let accounts = accounts.into_iter().map(|it| (it.id, Arc::new(it)));
-        table.accounts = accounts.collect();
+        fresh.accounts = accounts.collect();
+        let mut table = self.0.table.write();
+        fresh.key = table.key.take();
+        let before = mem::replace(&mut *table, fresh);
+        drop(table);
+        // Without the lock: it may be large.
+        drop(before);
+    }
+
+    /// Knows nobody but root and the daemon's own user, until it is filled again: it may lack a
+    /// change.
+    pub(super) fn close(&self) {
+        self.0.table.write().is_stale = true;
+    }
+
+    /// Returns true if it may lack a change.
+    pub(super) fn is_stale(&self) -> bool {
+        self.0.table.read().is_stale
+    }
+
+    /// Returns true if there are tokens.
+    pub(super) fn has_tokens(&self) -> bool {
+        !self.0.table.read().tokens.is_empty()
     }
 
     /// The key of the hashes of tokens; `None`: no token is valid.
@@ -161,6 +226,11 @@ impl Directory {
     /// The time in nanoseconds since 1970. It never goes back while the daemon runs.
     pub(super) fn now_ns(&self) -> u64 {
         self.0.clock.now_ns()
+    }
+
+    /// Returns true for an identity that is always the administrator's: root, and the daemon's user.
+    pub(crate) fn is_administrators(&self, identity: &Identity) -> bool {
+        matches!(identity, Identity::User(user) if *user == 0 || *user == self.0.own_user)
     }
 
     /// The account of this id, name or alias.
@@ -247,6 +317,9 @@ impl Directory {
 
     /// Whom a caller acts for; `None`: nobody that is known.
     pub(crate) fn principal(&self, caller: &Caller) -> Option<Principal> {
+        if let Some(known) = caller.principal() {
+            return known.clone();
+        }
         let table = self.0.table.read();
         let of = |id: &AccountId, identity: String, scopes: Scopes| {
             let account = table.accounts.get(id)?;
@@ -257,7 +330,7 @@ impl Directory {
             })
         };
         if let Some(id) = caller.token() {
-            let token = table.tokens.get(&id)?;
+            let token = table.tokens.get(&id).filter(|_| !table.is_stale)?;
             if self.has_expired(&token.record) {
                 return None;
             }
@@ -265,7 +338,7 @@ impl Directory {
         }
         if let Some(subject) = caller.certificate() {
             let identity = Identity::Certificate(subject.to_owned());
-            if let Some(id) = table.identities.get(&identity) {
+            if let Some(id) = table.identified(&identity) {
                 return of(id, identity.to_string(), Scopes::ALL);
             }
         }
@@ -276,7 +349,7 @@ impl Directory {
             }
             Peer::Unix { user, group, .. } => {
                 for identity in [Identity::User(user), Identity::Group(group)] {
-                    if let Some(id) = table.identities.get(&identity) {
+                    if let Some(id) = table.identified(&identity) {
                         return of(id, identity.to_string(), Scopes::ALL);
                     }
                 }
@@ -286,19 +359,19 @@ impl Directory {
             Peer::UnknownUnix | Peer::Tcp(_) => {}
         }
         // Without accounts, everybody who may connect is the administrator.
-        let is_alone = table.accounts.len() <= 1;
         let identity = || match *caller.peer() {
             Peer::Unix { user, .. } => format!("uid:{user}"),
             _ => caller
                 .certificate()
                 .map_or_else(|| "unknown".to_owned(), |it| format!("cert:{it}")),
         };
+        let is_alone = table.is_alone && !table.is_stale;
         is_alone.then(|| of(&administrator, identity(), Scopes::ALL))?
     }
 
     /// Tokens whose records are behind: whether they have expired, and when they were used, if that
     /// was written `every` ago or longer.
-    pub(super) fn tokens_to_write(&self, every: Duration) -> Vec<(TokenId, bool, Option<u64>)> {
+    pub(super) fn tokens_to_write(&self, every: Duration) -> Vec<(TokenId, (bool, Option<u64>))> {
         let table = self.0.table.read();
         let every = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX);
         let tokens = table.tokens.values().filter_map(|token| {
@@ -307,7 +380,7 @@ impl Directory {
             let written = record.last_used_at_ns.unwrap_or_default();
             let is_late = used.is_some_and(|used| used.saturating_sub(written) >= every);
             let expired = self.has_expired(record);
-            (is_late || expired != record.is_expired).then_some((record.id, expired, used))
+            (is_late || expired != record.is_expired).then_some((record.id, (expired, used)))
         });
         tokens.collect()
     }

@@ -20,9 +20,9 @@ use tracing::{debug, warn};
 use varve_store::AccountId;
 
 use super::{
-    Caller, Directory, Principal,
+    Caller, Directory, Principal, TokenError,
     audit::{Audit, AuditError, Event, OK},
-    policy::{Denied, is_change, permit},
+    policy::{Denied, is_change, is_relief, permit},
 };
 use crate::{
     error::{Classified, ErrorKind},
@@ -193,6 +193,32 @@ pub(crate) struct Door {
     pub(crate) audit: Option<Arc<Audit>>,
 }
 
+impl Door {
+    /// The door of a daemon without accounts.
+    #[cfg(test)]
+    pub(crate) fn alone() -> Self {
+        Self {
+            directory: Directory::new(0),
+            audit: None,
+        }
+    }
+
+    /// Tells of a token that is not taken: the call that it came with is not even looked at.
+    pub(crate) fn refuse_token(&self, caller: &Caller, error: &TokenError) {
+        let Some(audit) = &self.audit else {
+            return;
+        };
+        audit.refuse(&Event {
+            from: &caller.peer().to_string(),
+            face: &caller.face().to_string(),
+            action: "ShowToken",
+            result: ErrorKind::Unauthenticated.name(),
+            message: Some(&error.to_string()),
+            ..Event::default()
+        });
+    }
+}
+
 /// Why an operation does not begin.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Closed {
@@ -278,15 +304,11 @@ impl Attempt {
 
     fn permit(&self, principal: Option<&Principal>) -> Result<(), Closed> {
         permit(principal, self.action)?;
-        if let (Some(audit), true) = (&self.audit, is_change(self.action)) {
+        let must_be_told = is_change(self.action) && !is_relief(self.action);
+        if let (Some(audit), true) = (&self.audit, must_be_told) {
             audit.admit()?;
         }
         Ok(())
-    }
-
-    /// Logs an operation that was refused before the policy was asked.
-    pub(crate) fn refused(caller: &Caller, action: Action, error: &impl Classified) {
-        Self::new(caller, action, &[]).fail(error);
     }
 
     fn new(caller: &Caller, action: Action, on: &[Resource<'_>]) -> Self {

@@ -1,7 +1,7 @@
 //! The file with the key for hashes of secrets.
 //!
-//! It is made with the first token, beside the store or where the setting `auth.key_file` says, and
-//! only the daemon's user may read it. Without it no token is valid.
+//! It is made with the first token, in the data directory, and only its owner may have access to it.
+//! Without it no token is valid.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -32,6 +32,9 @@ pub(crate) enum KeyError {
     /// The file is not such a file, or others may read it.
     #[error("cannot use {}: {why}", path.display())]
     Useless { path: PathBuf, why: String },
+    /// There are tokens, and the file is not there.
+    #[error("{} is missing: put it back, or revoke all tokens first", path.display())]
+    Missing { path: PathBuf },
     /// The system has no random bytes.
     #[error(transparent)]
     Random(#[from] varve_store::Error),

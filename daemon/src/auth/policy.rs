@@ -36,8 +36,6 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::GetVolume
         | Action::ListVolumes
         | Action::ListTokens
-        | Action::GetCopy
-        | Action::ListCopies
         | Action::ListExports
         | Action::OpenSnapshotExport
         | Action::CompareExport => Right::Read,
@@ -56,10 +54,6 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::DetachVolume
         | Action::OpenVolumeExport => Right::Change(Scopes::VOLUMES),
 
-        Action::CreateCopy | Action::CancelCopy | Action::LimitCopy | Action::EstimateCopy => {
-            Right::Change(Scopes::COPY)
-        }
-
         Action::CreateToken | Action::RevokeToken => Right::Change(Scopes::ALL),
 
         // Knowing the id of a chunk or a node is no right to its bytes: an upload may name any
@@ -74,8 +68,15 @@ pub(crate) const fn right(action: Action) -> Right {
             Right::Administrator(Scopes::COPY)
         }
 
-        // The daemon acts for nobody: endpoints and files in requests are the administrator's.
-        Action::ListRemotes => Right::Administrator(Scopes::COPY),
+        // The daemon acts for nobody: endpoints and files in requests are the administrator's, and
+        // at a remote the daemon may read what no account here may.
+        Action::CreateCopy
+        | Action::GetCopy
+        | Action::ListCopies
+        | Action::CancelCopy
+        | Action::LimitCopy
+        | Action::EstimateCopy
+        | Action::ListRemotes => Right::Administrator(Scopes::COPY),
 
         // They tell of the content of all accounts.
         Action::GetStatus
@@ -129,7 +130,9 @@ pub(crate) const fn is_change(action: Action) -> bool {
         | Action::UpdateAccount
         | Action::DeleteAccount
         | Action::CreateToken
-        | Action::RevokeToken => true,
+        | Action::RevokeToken
+        // Whoever opens it may write to it.
+        | Action::OpenVolumeExport => true,
         Action::WhoAmI
         | Action::ListSnapshots
         | Action::GetSnapshot
@@ -142,7 +145,6 @@ pub(crate) const fn is_change(action: Action) -> bool {
         | Action::ListTokens
         | Action::ListExports
         | Action::OpenSnapshotExport
-        | Action::OpenVolumeExport
         | Action::CompareExport
         | Action::BeginUpload
         | Action::FindMissing
@@ -192,15 +194,32 @@ pub(crate) enum Denied {
         /// The name of the account.
         account: String,
     },
-    /// The endpoint is the administrator's.
-    #[error("an account copies from named remotes only, without plain HTTP of its own")]
-    Endpoint,
     /// The token has not the scope.
     #[error("the scopes of the token do not allow {action}")]
     Scope {
         /// The operation.
         action: &'static str,
     },
+}
+
+/// Returns true if an operation takes rights or things away, or lets a guest go on. It goes on while
+/// the audit log cannot be written, whatever the setting: otherwise a full disk could not be made
+/// empty, nor a stolen token useless.
+pub(crate) const fn is_relief(action: Action) -> bool {
+    matches!(
+        action,
+        Action::DeleteSnapshot
+            | Action::DeleteSnapshots
+            | Action::DetachVolume
+            | Action::OpenVolumeExport
+            | Action::DeleteVolume
+            | Action::AbortUpload
+            | Action::CancelCopy
+            | Action::RunGc
+            | Action::UpdateAccount
+            | Action::DeleteAccount
+            | Action::RevokeToken
+    )
 }
 
 /// Decides whether a caller may do an operation, apart from what it does it to.
@@ -249,7 +268,6 @@ impl Classified for Denied {
             Self::Disabled { .. }
             | Self::ReadOnly { .. }
             | Self::Administrator { .. }
-            | Self::Endpoint
             | Self::Scope { .. } => ErrorKind::PermissionDenied,
         }
     }

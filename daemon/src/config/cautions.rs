@@ -7,14 +7,16 @@ use super::{Config, GRPC_TLS, NBD_TLS, SETTINGS, TlsConfig, TlsSettings};
 
 /// Known variables that are not settings: of this program, and of `snapctl` and its users in the
 /// same shell.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 9] = [
     "VARVE_CONFIG",
     "VARVE_FAILPOINT",
     "VARVE_ENDPOINT",
     "VARVE_NBD",
+    "VARVE_PROFILE",
     "VARVE_TLS_CA",
     "VARVE_TLS_CERT",
     "VARVE_TLS_KEY",
+    "VARVE_TOKEN_FILE",
 ];
 
 /// Warnings about variables of this process that look like settings but are not, one line each.

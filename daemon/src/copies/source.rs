@@ -93,6 +93,7 @@ impl Classified for CopyError {
                 ErrorKind::Damaged => Kind::DataLoss,
                 ErrorKind::Invalid => Kind::InvalidArgument,
                 ErrorKind::Denied => Kind::PermissionDenied,
+                ErrorKind::Unauthenticated => Kind::Unauthenticated,
                 _ => Kind::Unavailable,
             },
             Self::Store(error) | Self::Base(error) => error.kind(),

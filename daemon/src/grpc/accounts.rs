@@ -18,7 +18,7 @@ impl AccountService for AccountCalls {
     ) -> Result<Response<v1::Account>, Status> {
         let (caller, request) = calls::opened(request)?;
         let new = || convert::new_account(request);
-        let new = calls::decoded(&caller, Action::CreateAccount, new)?;
+        let new = calls::decoded(&self.0, &caller, Action::CreateAccount, new)?;
         calls::answer(self.0.create_account(&caller, new), convert::account).await
     }
 
@@ -51,7 +51,7 @@ impl AccountService for AccountCalls {
         let (caller, request) = calls::opened(request)?;
         let account = request.account.clone();
         let change = || convert::account_change(request);
-        let change = calls::decoded(&caller, Action::UpdateAccount, change)?;
+        let change = calls::decoded(&self.0, &caller, Action::UpdateAccount, change)?;
         let changed = self.0.update_account(&caller, &account, change);
         calls::answer(changed, convert::account).await
     }
@@ -82,7 +82,7 @@ impl AccountService for AccountCalls {
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
         let new = || convert::new_token(request);
-        let new = calls::decoded(&caller, Action::CreateToken, new)?;
+        let new = calls::decoded(&self.0, &caller, Action::CreateToken, new)?;
         let made = self.0.create_token(&caller, new);
         calls::answer(made, |(token, secret)| v1::CreateTokenResponse {
             token: Some(convert::token(token)),
@@ -122,7 +122,7 @@ impl AccountService for AccountCalls {
         let (caller, request) = calls::opened(request)?;
         let account = request.account.clone();
         let query = || convert::audit_query(request);
-        let query = calls::decoded(&caller, Action::ReadAudit, query)?;
+        let query = calls::decoded(&self.0, &caller, Action::ReadAudit, query)?;
         let page = self.0.read_audit(&caller, &account, query);
         calls::answer(page, convert::audit_page).await
     }

@@ -10,8 +10,8 @@ use super::{
     serve::{Arrives, Place},
 };
 use crate::{
-    auth::{Action, Attempt, Caller},
-    service::{Error, Items, Result},
+    auth::{Action, Caller},
+    service::{Error, Items, Result, Service},
 };
 
 /// The messages of an answer that is a stream, as tonic takes them.
@@ -36,16 +36,15 @@ pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
     arrives.cloned().unwrap_or_default()
 }
 
-/// Decodes a request for an operation. An invalid request is refused before the operation begins.
+/// Decodes a request for an operation. An invalid request is refused before the operation begins,
+/// to callers who may do it.
 pub(super) fn decoded<T>(
+    service: &Service,
     caller: &Caller,
     action: Action,
     decode: impl FnOnce() -> Result<T>,
 ) -> Result<T, Status> {
-    decode().map_err(|error| {
-        Attempt::refused(caller, action, &error);
-        status(error)
-    })
+    decode().map_err(|error| status(service.refuse(caller, action, error)))
 }
 
 /// The answer of an operation.

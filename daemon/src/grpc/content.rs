@@ -25,7 +25,7 @@ impl ContentService for Content {
         request: Request<v1::BeginUploadRequest>,
     ) -> Result<Response<v1::BeginUploadResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
-        let new = calls::decoded(&caller, Action::BeginUpload, || {
+        let new = calls::decoded(&self.0, &caller, Action::BeginUpload, || {
             convert::new_upload(request)
         })?;
         calls::answer(self.0.begin_upload(&caller, new), |upload_id| {
@@ -44,7 +44,7 @@ impl ContentService for Content {
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
         let ids = || convert::chunk_ids(&request.ids);
-        let ids = calls::decoded(&caller, Action::FindMissing, ids)?;
+        let ids = calls::decoded(&self.0, &caller, Action::FindMissing, ids)?;
         let missing = self.0.find_missing(&caller, &request.upload_id, &ids);
         calls::answer(missing, |missing| v1::FindMissingResponse { missing }).await
     }
@@ -72,7 +72,7 @@ impl ContentService for Content {
     ) -> Result<Response<v1::PutLeavesResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
         let leaves = || request.leaves.iter().map(convert::incoming_leaf).collect();
-        let leaves = calls::decoded(&caller, Action::PutLeaves, leaves)?;
+        let leaves = calls::decoded(&self.0, &caller, Action::PutLeaves, leaves)?;
         let put = self.0.put_leaves(&caller, &request.upload_id, leaves);
         calls::answer(put, |()| v1::PutLeavesResponse {}).await
     }
@@ -83,7 +83,7 @@ impl ContentService for Content {
     ) -> Result<Response<v1::CommitUploadResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
         let root = || convert::root(&request.root);
-        let root = calls::decoded(&caller, Action::CommitUpload, root)?;
+        let root = calls::decoded(&self.0, &caller, Action::CommitUpload, root)?;
         let committed = self.0.commit_upload(&caller, &request.upload_id, root);
         calls::answer(committed, |record| v1::CommitUploadResponse {
             snapshot: Some(convert::snapshot(record.into())),

@@ -18,7 +18,9 @@ impl CopyService for CopyCalls {
         request: Request<v1::CreateCopyRequest>,
     ) -> Result<Response<v1::Copy>, Status> {
         let (caller, request) = calls::opened(request)?;
-        let new = calls::decoded(&caller, Action::CreateCopy, || convert::new_copy(request))?;
+        let new = calls::decoded(&self.0, &caller, Action::CreateCopy, || {
+            convert::new_copy(request)
+        })?;
         calls::answer(self.0.create_copy(&caller, new), convert::copy).await
     }
 
@@ -72,7 +74,7 @@ impl CopyService for CopyCalls {
     ) -> Result<Response<v1::EstimateCopyResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
         let source = || convert::copy_source(request.source);
-        let source = calls::decoded(&caller, Action::EstimateCopy, source)?;
+        let source = calls::decoded(&self.0, &caller, Action::EstimateCopy, source)?;
         let estimate = self.0.estimate_copy(&caller, &source);
         calls::answer(estimate, |it| convert::estimate(&it)).await
     }

@@ -18,7 +18,7 @@ impl RemoteService for RemoteCalls {
     ) -> Result<Response<v1::Remote>, Status> {
         let (caller, request) = calls::opened(request)?;
         let remote = || convert::new_remote(request.remote);
-        let remote = calls::decoded(&caller, Action::AddRemote, remote)?;
+        let remote = calls::decoded(&self.0, &caller, Action::AddRemote, remote)?;
         calls::answer(self.0.add_remote(&caller, remote), convert::remote).await
     }
 

@@ -36,7 +36,7 @@ impl ReplicationService for Replication {
     ) -> Result<Response<v1::FetchNodesResponse>, Status> {
         let (caller, request) = calls::opened(request)?;
         let keys = || request.nodes.iter().map(convert::node_key).collect();
-        let keys = calls::decoded(&caller, Action::FetchNodes, keys)?;
+        let keys = calls::decoded(&self.0, &caller, Action::FetchNodes, keys)?;
         calls::answer(self.0.export_nodes(&caller, keys), |nodes| {
             v1::FetchNodesResponse {
                 nodes: nodes.into_iter().map(convert::node).collect(),
@@ -54,7 +54,7 @@ impl ReplicationService for Replication {
             let leaves = request.leaves.into_iter();
             leaves.map(convert::chunk_request).collect()
         };
-        let requests = calls::decoded(&caller, Action::FetchChunks, requests)?;
+        let requests = calls::decoded(&self.0, &caller, Action::FetchChunks, requests)?;
         let chunks = self.0.export_chunks(&caller, requests);
         calls::stream(chunks, |chunks| v1::FetchChunksResponse {
             chunks: chunks.into_iter().map(convert::stored_chunk).collect(),

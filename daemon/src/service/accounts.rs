@@ -66,6 +66,7 @@ impl Service {
         let on = [Resource::Account(&name)];
         let (store, accounts) = (self.store().clone(), self.0.parts.accounts.clone());
         let change = async move {
+            are_free(accounts.directory(), &new.identities)?;
             let record = AccountRecord {
                 id: match new.id {
                     Some(id) => id,
@@ -119,6 +120,7 @@ impl Service {
         let account = account.to_owned();
         let change = async move {
             let id = sight.known(&account)?;
+            are_free(accounts.directory(), &asked.add)?;
             if id == AccountId::ADMINISTRATOR
                 && asked
                     .state
@@ -282,6 +284,19 @@ fn own_account(principal: &Principal, directory: &Directory, asked: &str) -> Res
     let found = directory.find(asked).map(|account| account.id);
     let is_allowed = |id: &AccountId| principal.is_administrator() || *id == principal.id();
     found.filter(is_allowed).ok_or_else(|| no_account(asked))
+}
+
+/// Checks that identities may be an account's: root and the daemon's user always are the
+/// administrator, so another account would never see them.
+fn are_free(directory: &Directory, identities: &[Identity]) -> Result<()> {
+    let taken = identities.iter().find(|it| directory.is_administrators(it));
+    match taken {
+        Some(identity) => {
+            let problem = format!("{identity} is the administrator already");
+            Err(Error::field("identities", problem))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A new id of an account: 12 digits, the first of which is not 0.

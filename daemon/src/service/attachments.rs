@@ -88,13 +88,18 @@ impl Attachments {
     /// The volume is not attached, or its attachment has another number; and errors of the store.
     pub(super) async fn open(&self, key: VolumeKey, wanted: Option<u64>) -> Result<AttachedVolume> {
         let id = match key {
-            VolumeKey::Id(id) => id,
+            VolumeKey::Id(id) | VolumeKey::Owned { id, .. } => id,
             VolumeKey::Name { .. } => self.store.volume(&key).await?.id,
         };
         let place = self.place(id);
         let mut used = place.lock().await;
         // Read the record again: no attachment ends or begins while the place is locked.
-        let record = self.store.volume(&VolumeKey::Id(id)).await?;
+        let key = match key {
+            VolumeKey::Name { owner, .. } => VolumeKey::Owned { owner, id },
+            key => key,
+        };
+        // The key also says whose it must be, in case it was given away meanwhile.
+        let record = self.store.volume(&key).await?;
         if record.attached_at_ns.is_none() {
             let name = record.label().into_owned();
             return Err(Error::NotAttached { name });

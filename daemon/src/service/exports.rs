@@ -21,6 +21,7 @@ impl Service {
         after_name: Option<&str>,
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>> {
+        let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::ListExports, &[], async {
             let page = |query| self.store().list_snapshots(query);
@@ -38,6 +39,7 @@ impl Service {
         after_name: Option<&str>,
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
+        let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::ListExports, &[], async {
             let page = |query| self.store().list_volumes(query);
@@ -55,9 +57,10 @@ impl Service {
         key: &str,
     ) -> Result<SnapshotReader> {
         let on = [Resource::Snapshot(key)];
+        let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::OpenSnapshotExport, &on, async {
-            let key = sight.snapshot("export", key).await?;
+            let key = sight.snapshot("export", key)?;
             Ok(self.store().open_snapshot(&key).await?)
         })
         .await
@@ -70,10 +73,11 @@ impl Service {
         key: &str,
     ) -> Result<AttachedVolume> {
         let on = [Resource::Volume(key)];
+        let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::OpenVolumeExport, &on, async {
             let (key, attachment) = split_attachment(key);
-            let key = sight.volume("export", key).await?;
+            let key = sight.volume("export", key)?;
             self.0.attachments.open(key, attachment).await
         })
         .await
@@ -90,11 +94,12 @@ impl Service {
             .iter()
             .map(|key| Resource::Snapshot(key))
             .collect();
+        let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::CompareExport, &on, async {
             let mut opened = Vec::with_capacity(snapshots.len());
             for &key in snapshots {
-                let key = sight.snapshot("meta context", key).await?;
+                let key = sight.snapshot("meta context", key)?;
                 opened.push(match self.store().open_snapshot(&key).await {
                     Ok(reader) => Some(reader),
                     Err(StoreError::NotFound { .. } | StoreError::NotCompleted { .. }) => None,
@@ -114,6 +119,7 @@ impl Service {
         of: Descendant,
         limit: usize,
     ) -> Result<Vec<String>> {
+        let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::CompareExport, &[], async {
             let mut names = Vec::new();

@@ -105,7 +105,7 @@ impl Service {
                 return Err(Error::field("snapshots", "there are none"));
             }
             at_most("snapshots", keys.len())?;
-            let keys = sight.snapshots(keys).await?;
+            let keys = sight.snapshots(keys)?;
             let settings = &self.0.parts.gc;
             Ok(self.store().estimate_delete(&keys, settings).await?)
         })
@@ -127,8 +127,8 @@ impl Service {
         let sight = self.sight(caller);
         self.pass(caller, Action::GetUsage, &on, async {
             at_most("snapshots", snapshots.len() + volumes.len())?;
-            let keys = sight.snapshots(snapshots).await?;
-            let volumes = sight.volumes(volumes).await?;
+            let keys = sight.snapshots(snapshots)?;
+            let volumes = sight.volumes(volumes)?;
             let settings = &self.0.parts.gc;
             let found = self.store().usage(&keys, &volumes, with_shared, settings);
             let mut found = found.await?;

@@ -172,11 +172,27 @@ impl Service {
         Ok(Attempt::begin(&self.0.door, caller, action, on)?)
     }
 
+    /// A caller whose principal is looked up now, for all parts of one operation.
+    fn resolved(&self, caller: &Caller) -> Caller {
+        caller.clone().resolved(self.directory())
+    }
+
+    /// Refuses a request that cannot be decoded, if the policy permits the operation at all.
+    pub(crate) fn refuse(&self, caller: &Caller, action: Action, error: Error) -> Error {
+        match self.begin(caller, action, &[]) {
+            Ok(attempt) => {
+                attempt.fail(&error);
+                error
+            }
+            Err(denied) => denied,
+        }
+    }
+
     /// What a caller sees.
     fn sight(&self, caller: &Caller) -> Sight {
         let directory = self.directory();
         let principal = directory.principal(caller);
-        Sight::new(self.store().clone(), directory.clone(), principal.as_ref())
+        Sight::new(directory.clone(), principal.as_ref())
     }
 
     fn directory(&self) -> &Directory {

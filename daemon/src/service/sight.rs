@@ -1,9 +1,10 @@
 //! What a caller sees: the things of its account, and for the administrator everything.
 //!
 //! Invariant: what a caller does not see does not exist for it: the answer is the same, and takes the
-//! same look-ups.
+//! same look-ups. A key says whose record it is the key of, so the store checks that again in the
+//! transaction of a change.
 
-use varve_store::{AccountId, CloneSource, Error as StoreError, SnapshotKey, Store, VolumeKey};
+use varve_store::{AccountId, CloneSource, Error as StoreError, SnapshotKey, VolumeKey};
 
 use super::{
     error::{Error, Result},
@@ -17,7 +18,6 @@ use crate::{
 /// What a caller sees.
 #[derive(Debug, Clone)]
 pub(super) struct Sight {
-    store: Store,
     directory: Directory,
     /// `None`: a caller that is nobody. The door lets it do nothing that needs sight.
     account: Option<AccountId>,
@@ -25,9 +25,8 @@ pub(super) struct Sight {
 }
 
 impl Sight {
-    pub(super) fn new(store: Store, directory: Directory, principal: Option<&Principal>) -> Self {
+    pub(super) fn new(directory: Directory, principal: Option<&Principal>) -> Self {
         Self {
-            store,
             directory,
             account: principal.map(Principal::id),
             sees_all: principal.is_some_and(Principal::is_administrator),
@@ -51,7 +50,7 @@ impl Sight {
     }
 
     /// Returns true for the administrator.
-    pub(super) const fn sees_all(&self) -> bool {
+    pub(super) const fn sees_others(&self) -> bool {
         self.sees_all
     }
 
@@ -74,70 +73,48 @@ impl Sight {
         }
     }
 
-    /// The key of the snapshot with this name or id. A snapshot that the caller does not see has none:
-    /// its id becomes a name that nothing has.
-    pub(super) async fn snapshot(&self, field: &'static str, text: &str) -> Result<SnapshotKey> {
+    /// The key of the snapshot with this name or id. For an account it is the key of nothing if
+    /// the snapshot belongs to another.
+    pub(super) fn snapshot(&self, field: &'static str, text: &str) -> Result<SnapshotKey> {
         request::check_key("snapshot", field, text)?;
         let owner = self.account()?;
-        let key = SnapshotKey::of(owner, text);
-        if self.sees_all || !matches!(key, SnapshotKey::Id(_)) {
-            return Ok(key);
-        }
-        match self.store.snapshot(&key).await {
-            Ok(record) if self.sees(record.owner) => Ok(key),
-            Ok(_) | Err(StoreError::NotFound { .. }) => {
-                let name = text.to_owned();
-                Ok(SnapshotKey::Name { owner, name })
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(match SnapshotKey::of(owner, text) {
+            SnapshotKey::Id(id) if !self.sees_all => SnapshotKey::Owned { owner, id },
+            key => key,
+        })
     }
 
-    /// The key of the volume with this name or id. A volume that the caller does not see has none:
-    /// its id becomes a name that nothing has.
-    pub(super) async fn volume(&self, field: &'static str, text: &str) -> Result<VolumeKey> {
+    /// The key of the volume with this name or id. For an account it is the key of nothing if
+    /// the volume belongs to another.
+    pub(super) fn volume(&self, field: &'static str, text: &str) -> Result<VolumeKey> {
         request::check_key("volume", field, text)?;
         let owner = self.account()?;
-        let key = VolumeKey::of(owner, text);
-        if self.sees_all || !matches!(key, VolumeKey::Id(_)) {
-            return Ok(key);
-        }
-        match self.store.volume(&key).await {
-            Ok(record) if self.sees(record.owner) => Ok(key),
-            Ok(_) | Err(StoreError::NotFound { .. }) => {
-                let name = text.to_owned();
-                Ok(VolumeKey::Name { owner, name })
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(match VolumeKey::of(owner, text) {
+            VolumeKey::Id(id) if !self.sees_all => VolumeKey::Owned { owner, id },
+            key => key,
+        })
     }
 
     /// The keys of several snapshots.
-    pub(super) async fn snapshots(&self, texts: &[String]) -> Result<Vec<SnapshotKey>> {
-        let mut keys = Vec::with_capacity(texts.len());
-        for text in texts {
-            keys.push(self.snapshot("snapshots", text).await?);
-        }
-        Ok(keys)
+    pub(super) fn snapshots(&self, texts: &[String]) -> Result<Vec<SnapshotKey>> {
+        let keys = texts.iter().map(|text| self.snapshot("snapshots", text));
+        keys.collect()
     }
 
     /// The keys of several volumes.
-    pub(super) async fn volumes(&self, texts: &[String]) -> Result<Vec<VolumeKey>> {
-        let mut keys = Vec::with_capacity(texts.len());
-        for text in texts {
-            keys.push(self.volume("volumes", text).await?);
-        }
-        Ok(keys)
+    pub(super) fn volumes(&self, texts: &[String]) -> Result<Vec<VolumeKey>> {
+        let keys = texts.iter().map(|text| self.volume("volumes", text));
+        keys.collect()
     }
 
     /// The source of a clone.
-    pub(super) async fn clone_source(&self, source: Source<'_>) -> Result<CloneSource> {
+    pub(super) fn clone_source(&self, source: Source<'_>) -> Result<CloneSource> {
         Ok(match source {
-            Source::Snapshot(key) => CloneSource::Snapshot(self.snapshot("source", key).await?),
-            Source::Volume(key) => CloneSource::Volume(self.volume("source", key).await?),
+            Source::Snapshot(key) => CloneSource::Snapshot(self.snapshot("source", key)?),
+            Source::Volume(key) => CloneSource::Volume(self.volume("source", key)?),
             Source::Either(key) => CloneSource::Either {
-                snapshot: self.snapshot("source", key).await?,
-                volume: self.volume("source", key).await?,
+                snapshot: self.snapshot("source", key)?,
+                volume: self.volume("source", key)?,
             },
         })
     }

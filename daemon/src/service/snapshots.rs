@@ -14,6 +14,7 @@ use super::{
     page_token,
     pages::{ListRequest, Page},
     request,
+    sight::Sight,
     streams::{self, Items, Outlet},
 };
 use crate::{
@@ -80,7 +81,7 @@ impl Service {
             let (query, tokens) = request.query(page_token::SNAPSHOTS, &sight)?;
             let found = self.store().list_snapshots(query).await?;
             let page = Page::of(found, request.limit(), tokens);
-            Ok(page.map(|record| self.described(record)))
+            Ok(page.map(|record| self.described(&sight, record)))
         })
         .await
     }
@@ -90,8 +91,8 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         self.pass(caller, Action::GetSnapshot, &on, async {
-            let key = sight.snapshot("snapshot", key).await?;
-            Ok(self.described(self.store().snapshot(&key).await?))
+            let key = sight.snapshot("snapshot", key)?;
+            Ok(self.described(&sight, self.store().snapshot(&key).await?))
         })
         .await
     }
@@ -112,10 +113,11 @@ impl Service {
             1 => Resource::Snapshot(&name),
             _ => Resource::Snapshots(&group),
         });
-        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let seen = self.sight(caller);
+        let (store, sight) = (self.store().clone(), seen.clone());
         let (wanted, name) = (volumes.clone(), name.clone());
         let change = async move {
-            let volumes = sight.volumes(&wanted).await?;
+            let volumes = sight.volumes(&wanted)?;
             let owner = sight.account()?;
             let new = NewSnapshots {
                 owner,
@@ -130,20 +132,21 @@ impl Service {
             made.iter().for_each(|made| tell_pending(attempt, made));
         });
         let made = made.await?.into_iter();
-        Ok(made.map(|record| self.described(record)).collect())
+        Ok(made.map(|record| self.described(&seen, record)).collect())
     }
 
     /// Deletes a snapshot. Returns its last record.
     pub(crate) async fn delete_snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
-        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let seen = self.sight(caller);
+        let (store, sight, key) = (self.store().clone(), seen.clone(), key.to_owned());
         let change = async move {
-            let key = sight.snapshot("snapshot", &key).await?;
+            let key = sight.snapshot("snapshot", &key)?;
             Ok(store.delete_snapshot(&key).await?)
         };
         let call = (caller, Action::DeleteSnapshot);
         let deleted = self.change(call, &on, change, tell_one_deleted);
-        Ok(self.described(deleted.await?))
+        Ok(self.described(&seen, deleted.await?))
     }
 
     /// Deletes the first ones of these snapshots, as many as one change of the catalog has room
@@ -154,10 +157,11 @@ impl Service {
         keys: Vec<String>,
     ) -> Result<Vec<Result<Snapshot>>> {
         let on: Vec<_> = keys.iter().map(|key| Resource::Snapshot(key)).collect();
-        let (store, sight, wanted) = (self.store().clone(), self.sight(caller), keys.clone());
+        let seen = self.sight(caller);
+        let (store, sight, wanted) = (self.store().clone(), seen.clone(), keys.clone());
         let change = async move {
             request::are_snapshots(&wanted)?;
-            let keys = sight.snapshots(&wanted).await?;
+            let keys = sight.snapshots(&wanted)?;
             Ok(store.delete_snapshots(keys).await?)
         };
         let call = (caller, Action::DeleteSnapshots);
@@ -166,7 +170,7 @@ impl Service {
             move |attempt: &Attempt, outcomes: &Vec<_>| tell_deleted(attempt, &keys, outcomes)
         };
         let outcomes = self.change(call, &on, change, tell).await?.into_iter();
-        let outcomes = outcomes.map(|outcome| Ok(self.described(outcome?)));
+        let outcomes = outcomes.map(|outcome| Ok(self.described(&seen, outcome?)));
         Ok(outcomes.collect())
     }
 
@@ -178,9 +182,10 @@ impl Service {
         TagChange { set, remove }: TagChange,
     ) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
-        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let seen = self.sight(caller);
+        let (store, sight, key) = (self.store().clone(), seen.clone(), key.to_owned());
         let change = async move {
-            let key = sight.snapshot("snapshot", &key).await?;
+            let key = sight.snapshot("snapshot", &key)?;
             Ok(store.tag_snapshot(&key, set, remove).await?)
         };
         let call = (caller, Action::TagSnapshot);
@@ -193,7 +198,7 @@ impl Service {
                 "snapshot tagged"
             );
         });
-        Ok(self.described(tagged.await?))
+        Ok(self.described(&seen, tagged.await?))
     }
 
     /// Differences of `target` from `base`: extents in ascending order. Adjacent extents of one
@@ -207,8 +212,8 @@ impl Service {
         let on = [Resource::Snapshot(base), Resource::Snapshot(target)];
         let sight = self.sight(caller);
         let open = async {
-            let base = sight.snapshot("base", base).await?;
-            let target = sight.snapshot("target", target).await?;
+            let base = sight.snapshot("base", base)?;
+            let target = sight.snapshot("target", target)?;
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().diff(&base, &target).await?, place))
         };
@@ -227,7 +232,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         let open = async {
-            let key = sight.snapshot("snapshot", key).await?;
+            let key = sight.snapshot("snapshot", key)?;
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().verify(&key).await?, place))
         };
@@ -245,11 +250,12 @@ impl Service {
         account: &str,
     ) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key), Resource::Account(account)];
-        let (store, sight) = (self.store().clone(), self.sight(caller));
+        let seen = self.sight(caller);
+        let (store, sight) = (self.store().clone(), seen.clone());
         let (key, account) = (key.to_owned(), account.to_owned());
         let change = async move {
             let to = sight.known(&account)?;
-            let key = sight.snapshot("snapshot", &key).await?;
+            let key = sight.snapshot("snapshot", &key)?;
             Ok(store.give_snapshot(&key, to).await?)
         };
         let call = (caller, Action::GiveSnapshot);
@@ -257,11 +263,18 @@ impl Service {
             let (id, owner) = (given.id, given.owner);
             done!(attempt, %id, name = given.name, %owner, "snapshot given");
         });
-        Ok(self.described(given.await?))
+        Ok(self.described(&seen, given.await?))
     }
 
-    /// A snapshot with its progress.
-    pub(super) fn described(&self, record: SnapshotRecord) -> Snapshot {
+    /// A snapshot as a caller sees it, with its progress. What the store had before of its content
+    /// tells of the content of other accounts, so only the administrator sees that.
+    pub(super) fn described(&self, sight: &Sight, mut record: SnapshotRecord) -> Snapshot {
+        if let SnapshotState::Completed(content) = &mut record.state
+            && !sight.sees_others()
+        {
+            content.new_bytes = 0;
+            content.stored_bytes = 0;
+        }
         let progress = match record.state {
             SnapshotState::Pending => {
                 let progress = self.store().snapshot_progress(record.id);

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     use crate::{
-        auth::{Action, Directory, Door, Face},
+        auth::{Action, Door, Face},
         error::{Classified as _, ErrorKind},
         net::peer::Peer,
     };
@@ -157,11 +157,7 @@ mod tests {
         W: Future<Output = Result<()>> + Send + 'static,
     {
         let caller = Caller::new(Face::Grpc, Peer::Given);
-        let door = Door {
-            directory: Directory::new(0),
-            audit: None,
-        };
-        let attempt = Attempt::begin(&door, &caller, action, &[]).unwrap();
+        let attempt = Attempt::begin(&Door::alone(), &caller, action, &[]).unwrap();
         spawn(tasks, attempt, None, work, |attempt, ()| attempt.served())
     }
 

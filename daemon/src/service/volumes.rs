@@ -70,7 +70,7 @@ impl Service {
         let (store, sight, asked) = (self.store().clone(), self.sight(caller), request.clone());
         let change = async move {
             let from = match &asked.from {
-                Some(key) => Some(sight.snapshot("from_snapshot", key).await?),
+                Some(key) => Some(sight.snapshot("from_snapshot", key)?),
                 None => None,
             };
             let new = NewVolume {
@@ -112,7 +112,7 @@ impl Service {
             request::check_key("snapshot or volume", "source", &asked.source)?;
             let (_, written) = clone_source(&asked.source);
             let mut new = NewClone {
-                source: sight.clone_source(written).await?,
+                source: sight.clone_source(written)?,
                 owner: sight.account()?,
                 name: asked.name,
                 size_bytes: asked.size_bytes,
@@ -127,7 +127,7 @@ impl Service {
                 outcome => return Ok(outcome?),
             };
             // The prefix may be a part of the name.
-            new.source = sight.clone_source(Source::Either(&asked.source)).await?;
+            new.source = sight.clone_source(Source::Either(&asked.source))?;
             match store.clone_volume(new).await {
                 Err(StoreError::NotFound { .. }) => Err(refused.into()),
                 outcome => Ok(outcome?),
@@ -158,7 +158,7 @@ impl Service {
         let on = [Resource::Volume(key)];
         let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let change = async move {
-            let key = sight.volume("volume", &key).await?;
+            let key = sight.volume("volume", &key)?;
             Ok(store.resize_volume(&key, size_bytes).await?)
         };
         let call = (caller, Action::ResizeVolume);
@@ -180,13 +180,17 @@ impl Service {
         let sight = self.sight(caller);
         self.pass(caller, Action::GetVolume, &on, async {
             let store = self.store();
-            let key = sight.volume("volume", key).await?;
+            let key = sight.volume("volume", key)?;
             let record = store.volume(&key).await?;
             let status = store.volume_status(&VolumeKey::Id(record.id)).await?;
             let mut pending = Vec::with_capacity(record.pending.len());
             for snapshot in &record.pending {
                 match store.snapshot(&SnapshotKey::Id(snapshot.snapshot)).await {
-                    Ok(snapshot) => pending.push(self.described(snapshot)),
+                    // The administrator may have taken one, too.
+                    Ok(snapshot) if sight.sees(snapshot.owner) => {
+                        pending.push(self.described(&sight, snapshot));
+                    }
+                    Ok(_) => {}
                     // Deleted just now.
                     Err(StoreError::NotFound { .. }) => {}
                     Err(error) => return Err(error.into()),
@@ -226,7 +230,7 @@ impl Service {
         let on = [Resource::Volume(key)];
         let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let change = async move {
-            let key = sight.volume("volume", &key).await?;
+            let key = sight.volume("volume", &key)?;
             Ok(store.tag_volume(&key, set, remove).await?)
         };
         let call = (caller, Action::TagVolume);
@@ -254,7 +258,7 @@ impl Service {
         let (key, account) = (key.to_owned(), account.to_owned());
         let change = async move {
             let to = sight.known(&account)?;
-            let key = sight.volume("volume", &key).await?;
+            let key = sight.volume("volume", &key)?;
             Ok(store.give_volume(&key, to).await?)
         };
         let call = (caller, Action::GiveVolume);
@@ -270,7 +274,7 @@ impl Service {
         let on = [Resource::Volume(key)];
         let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let change = async move {
-            let key = sight.volume("volume", &key).await?;
+            let key = sight.volume("volume", &key)?;
             Ok(store.delete_volume(&key).await?)
         };
         let call = (caller, Action::DeleteVolume);
@@ -298,7 +302,7 @@ impl Service {
         let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let attachments = self.0.attachments.clone();
         let change = async move {
-            let key = sight.volume("volume", &key).await?;
+            let key = sight.volume("volume", &key)?;
             let attached = store.attach_volume(&key, force).await?;
             // Cut off the clients of the attachment before, and only then return the volume to its
             // new user.
@@ -338,7 +342,7 @@ impl Service {
         let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let attachments = self.0.attachments.clone();
         let change = async move {
-            let key = sight.volume("volume", &key).await?;
+            let key = sight.volume("volume", &key)?;
             let detached = store.detach_volume(&key).await?;
             attachments.end(detached.id, detached.attachments).await?;
             Ok(detached)

@@ -125,8 +125,9 @@ impl Engine {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<R> {
-        let id = self.find(key).await?.id();
+        let id = self.find(key.clone()).await?.id();
         let change = move |mut record: R| {
+            key.check(&record)?;
             let tags = record.tags_mut();
             for key in &remove {
                 tags.remove(key);

@@ -334,10 +334,11 @@ fn open_with(path: &Path, mode: OpenMode, extra: OFlags) -> io::Result<OwnedFd> 
         OpenMode::ReadWrite => OFlags::RDWR,
         OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
     };
+    // The content of all accounts: only the daemon's user reads it.
     Ok(open(
         path,
         flags | extra | OFlags::CLOEXEC,
-        Mode::from_raw_mode(0o644),
+        Mode::from_raw_mode(0o600),
     )?)
 }
 

@@ -17,6 +17,13 @@ use crate::{
 pub enum Key<R: CatalogRecord> {
     /// An id.
     Id(R::Id),
+    /// An id of a record of this account. Of another account's record it is the key of nothing.
+    Owned {
+        /// The account.
+        owner: AccountId,
+        /// The id.
+        id: R::Id,
+    },
     /// A name.
     Name {
         /// The account among whose records it is a name.
@@ -61,10 +68,36 @@ where
     }
 }
 
+impl<R: CatalogRecord> Key<R> {
+    /// Checks that this is still a key of a record that it found: the record may have been given to
+    /// another account meanwhile. Who changes a record checks it in the same transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    pub(crate) fn check(&self, record: &R) -> Result<()> {
+        match self {
+            Self::Owned { owner, .. } | Self::Name { owner, .. }
+                if *owner != record.keys().owner =>
+            {
+                Err(self.not_found())
+            }
+            Self::Id(_) | Self::Owned { .. } | Self::Name { .. } => Ok(()),
+        }
+    }
+
+    fn not_found(&self) -> Error {
+        Error::NotFound {
+            what: R::KIND.what,
+            name: self.to_string(),
+        }
+    }
+}
+
 impl<R: CatalogRecord> Display for Key<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Id(id) => Display::fmt(id, f),
+            Self::Id(id) | Self::Owned { id, .. } => Display::fmt(id, f),
             Self::Name { name, .. } => f.write_str(name),
         }
     }
@@ -74,6 +107,7 @@ impl<R: CatalogRecord> Debug for Key<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(id) => Debug::fmt(id, f),
+            Self::Owned { owner, id } => write!(f, "{owner}/{id}"),
             Self::Name { owner, name } => write!(f, "{owner}/{name:?}"),
         }
     }
@@ -83,6 +117,10 @@ impl<R: CatalogRecord> Clone for Key<R> {
     fn clone(&self) -> Self {
         match self {
             Self::Id(id) => Self::Id(id.clone()),
+            Self::Owned { owner, id } => Self::Owned {
+                owner: *owner,
+                id: id.clone(),
+            },
             Self::Name { owner, name } => Self::Name {
                 owner: *owner,
                 name: name.clone(),
@@ -95,6 +133,7 @@ impl<R: CatalogRecord> PartialEq for Key<R> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Id(a), Self::Id(b)) => a == b,
+            (Self::Owned { owner: a, id: b }, Self::Owned { owner: c, id: d }) => a == c && b == d,
             (Self::Name { owner: a, name: b }, Self::Name { owner: c, name: d }) => {
                 a == c && b == d
             }
@@ -114,14 +153,12 @@ pub(crate) trait Lookup: CatalogRecord {
 
     /// The record that a key names.
     fn find(meta: &dyn Meta, key: &Key<Self>) -> Result<Self> {
-        let found = match key {
-            Key::Id(id) => meta.get(id)?,
+        let found: Option<Self> = match key {
+            Key::Id(id) | Key::Owned { id, .. } => meta.get(id)?,
             Key::Name { owner, name } => meta.get_named(*owner, name)?,
         };
-        found.ok_or_else(|| Error::NotFound {
-            what: Self::KIND.what,
-            name: key.to_string(),
-        })
+        let record = found.ok_or_else(|| key.not_found())?;
+        key.check(&record).map(|()| record)
     }
 
     /// Another record of its owner that has its name.

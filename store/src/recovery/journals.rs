@@ -250,11 +250,24 @@ impl Scene<'_> {
                 }));
             }
         }
-        let said = format!(
+        let mut said = format!(
             "volume {:?} was updated from its journal's owner record: the catalog log was \
             behind",
             known.label()
         );
+        let mut owned = VolumeRecord {
+            // Given away since: what was written then is the new owner's.
+            owner: says.owner,
+            ..known.clone()
+        };
+        if let Some(taken) = owned.taken_by(self.meta)? {
+            let name = format!("adopted-{}", owned.id);
+            said = format!(
+                "{said}; it is {name:?} now: volume {} has the name",
+                taken.id
+            );
+            owned.name = Some(name);
+        }
         changes.push(Change::put(&VolumeRecord {
             size_bytes: known.size_bytes.max(says.size_bytes),
             base,
@@ -265,7 +278,7 @@ impl Scene<'_> {
                 promised if promised < first_sequence_of(journal_from) => 0,
                 promised => promised,
             },
-            ..known.clone()
+            ..owned
         }));
         Ok(Some((changes, said)))
     }

@@ -20,7 +20,7 @@ use crate::{
         record::Entry,
     },
     limits,
-    meta::{Batch, Catalog, Filter, Meta, SnapshotRecord, VolumeRecord},
+    meta::{AccountRecord, Batch, Catalog, Filter, Meta, SnapshotRecord, VolumeRecord},
 };
 
 /// Bytes of records that go to the log together. One more always fits.
@@ -153,6 +153,10 @@ fn missing(meta: &dyn Meta, old: &Entry) -> Result<Option<(Entry, String)>> {
 
 /// A record with another name. Of other kinds, the name is the id.
 fn renamed(entry: &Entry, name: &str) -> Result<Entry> {
+    if let Ok(account) = entry.record::<AccountRecord>() {
+        let name = name.to_owned();
+        return Ok(Entry::of(&AccountRecord { name, ..account }));
+    }
     let name = Some(name.to_owned());
     if let Ok(snapshot) = entry.record::<SnapshotRecord>() {
         return Ok(Entry::of(&SnapshotRecord { name, ..snapshot }));

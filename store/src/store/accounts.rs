@@ -3,7 +3,8 @@
 use super::Store;
 use crate::{
     Error, Result,
-    format::{CatalogRecord, Change, record::Owned},
+    engine::Priority,
+    format::{CatalogRecord, Change, keys::list_prefix, record::Owned},
     limits,
     meta::{
         self, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter, Meta, Records as _,
@@ -167,18 +168,27 @@ impl Store {
         self.engine.list_all().await
     }
 
-    /// Replaces a token's record by the one that `change` returns.
+    /// Changes the records of tokens, all of them or none. Those that are not there any more are
+    /// passed over.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; those of changing the catalog.
-    pub async fn update_token(
+    /// Errors of changing the catalog.
+    pub async fn update_tokens(
         &self,
-        id: TokenId,
+        ids: Vec<TokenId>,
         change: impl Fn(TokenRecord) -> TokenRecord + Send + 'static,
-    ) -> Result<TokenRecord> {
-        let change = move |record| Ok(change(record));
-        self.engine.commit.update(id, change).await
+    ) -> Result<()> {
+        let update = move |meta: &dyn Meta| {
+            let mut changes = Vec::with_capacity(ids.len());
+            for id in &ids {
+                if let Some(record) = meta.get::<TokenRecord>(id)? {
+                    changes.push(Change::put(&change(record)));
+                }
+            }
+            Ok((changes, ()))
+        };
+        self.engine.commit.change((), update).await
     }
 
     /// Deletes a token.
@@ -188,6 +198,18 @@ impl Store {
     /// [`Error::NotFound`]; those of changing the catalog.
     pub async fn delete_token(&self, id: TokenId) -> Result<TokenRecord> {
         self.engine.commit.delete(id, |_| Ok(())).await
+    }
+
+    /// Returns true if anything belongs to another account than the administrator's.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the catalog.
+    pub async fn has_owned(&self) -> Result<bool> {
+        let owned = |meta: &dyn Meta| {
+            Ok(first_owned::<VolumeRecord>(meta)? || first_owned::<SnapshotRecord>(meta)?)
+        };
+        self.engine.meta(Priority::Manage, owned).await
     }
 
     /// Gives a snapshot to another account.
@@ -207,7 +229,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`] without the volume or the account; [`Error::AlreadyExists`] if the
-    /// account has a volume of that name; [`Error::Attached`] while it is attached.
+    /// account has a volume of that name; [`Error::Attached`] while it is attached;
+    /// [`Error::HasPending`] while snapshots of it are pending.
     pub async fn give_volume(&self, key: &VolumeKey, to: AccountId) -> Result<VolumeRecord> {
         let volume = self.volume(key).await?;
         self.volumes.give_volume(volume.id, to).await
@@ -226,6 +249,15 @@ fn found(meta: &dyn Meta, id: AccountId) -> Result<AccountRecord> {
         None if id == AccountId::ADMINISTRATOR => Ok(AccountRecord::administrator()),
         None => Err(meta::no_account(id)),
     }
+}
+
+/// Returns true if a record of the kind belongs to another account than the administrator's.
+fn first_owned<R: CatalogRecord>(meta: &dyn Meta) -> Result<bool> {
+    let Some(first) = AccountId::from_number(1) else {
+        return Ok(false);
+    };
+    let page = meta.page::<R>(&Filter::default(), &list_prefix(first), 1)?;
+    Ok(!page.records.is_empty())
 }
 
 /// A record of that owner.

@@ -272,6 +272,24 @@ fn things_belong_to_accounts_that_exist_and_can_be_given_away() {
         assert_eq!(volumes_of(&store, Some(7)).await, ["7/data"]);
         assert_eq!(volumes_of(&store, Some(8)).await, ["8/data", "8/more"]);
 
+        // A key that an account's caller has made is none of the record that was given away.
+        let old = VolumeKey::Owned {
+            owner: id(7),
+            id: given.id,
+        };
+        for refused in [
+            store.attach_volume(&old, false).await.map(drop),
+            store.resize_volume(&old, 2 << 20).await.map(drop),
+            store.delete_volume(&old).await.map(drop),
+            store
+                .tag_volume(&old, Default::default(), vec![])
+                .await
+                .map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, Error::NotFound { .. }), "{error}");
+        }
+
         // A snapshot belongs to the account that takes it, and its name is one of that account.
         let taken = |owner, volume| NewSnapshots {
             owner: id(owner),
@@ -336,8 +354,9 @@ fn tokens_are_bounded_and_their_texts_are_checked() {
             ..record
         };
         let first = token(0, id(7));
-        let changed = store.update_token(first.id, expired).await.unwrap();
-        assert!(changed.is_expired);
+        store.update_tokens(vec![first.id], expired).await.unwrap();
+        let tokens = store.tokens().await.unwrap();
+        assert_eq!(tokens.iter().filter(|token| token.is_expired).count(), 1);
         store.delete_token(first.id).await.unwrap();
         let gone = store.delete_token(first.id).await.unwrap_err();
         assert!(
@@ -345,5 +364,38 @@ fn tokens_are_bounded_and_their_texts_are_checked() {
             "{gone}"
         );
         closed(store).await;
+    });
+}
+
+#[test]
+fn nobody_else_reads_what_a_store_keeps() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        let image = vec![7; 1 << 20];
+        super::upload(&store, "a", &image).await.unwrap();
+        let volume = store.create_volume(volume_of(0, "v")).await.unwrap();
+        let open = store.open_volume(&VolumeKey::Id(volume.id)).await.unwrap();
+        open.write(0, vec![1; 4096].into()).await.unwrap();
+        drop(open);
+        closed(store).await;
+        let mode =
+            |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&names::index(dir.path())), 0o700);
+        let files = |dir: &std::path::Path| {
+            let entries = fs::read_dir(dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.is_file()).collect::<Vec<_>>()
+        };
+        let mut all = files(&names::packs(dir.path()));
+        all.extend(files(&names::volume(dir.path(), volume.id)));
+        all.push(names::catalog_log(dir.path()));
+        assert!(all.len() >= 4, "{all:?}");
+        for file in all {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+        }
     });
 }

@@ -64,7 +64,9 @@ async fn delete_all(store: &Store, model: &mut Model, keys: &[SnapshotKey]) -> u
         let (done, later) = rest.split_at(outcomes.len());
         for (key, outcome) in done.iter().zip(outcomes) {
             let name = model.iter().find_map(|(name, (id, _))| match key {
-                SnapshotKey::Id(wanted) => (id == wanted).then(|| name.clone()),
+                SnapshotKey::Id(wanted) | SnapshotKey::Owned { id: wanted, .. } => {
+                    (id == wanted).then(|| name.clone())
+                }
                 SnapshotKey::Name { name: wanted, .. } => (name == wanted).then(|| name.clone()),
             });
             match (name, outcome) {

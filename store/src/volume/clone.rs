@@ -63,7 +63,8 @@ impl Volumes {
     pub(crate) async fn clone_volume(self: &Arc<Self>, new: NewClone) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
-        let origin = match self.clone_source(&new.source).await? {
+        let (source, key) = self.clone_source(&new.source).await?;
+        let origin = match source {
             Source::Snapshot(snapshot) => {
                 let root_of = |snapshot: &SnapshotRecord| Ok(snapshot.completed()?.root);
                 let (snapshot, pin) = self.engine.pin_root(snapshot, root_of).await?;
@@ -96,6 +97,10 @@ impl Volumes {
         self.engine
             .commit
             .create(pin, move |meta| {
+                // The source may have been given to another account meanwhile.
+                if let Some((key, id)) = &key {
+                    key.check(&VolumeRecord::find(meta, &Key::Id(*id))?)?;
+                }
                 volume
                     .clone()
                     .into_record_of(id, meta, Some(origin.clone()))
@@ -103,17 +108,28 @@ impl Volumes {
             .await
     }
 
-    async fn clone_source(&self, source: &CloneSource) -> Result<Source> {
+    /// The source, and for a volume its key and its id: what is cloned is its content of later.
+    async fn clone_source(
+        &self,
+        source: &CloneSource,
+    ) -> Result<(Source, Option<(VolumeKey, VolumeId)>)> {
+        let of_volume = |key: &VolumeKey, record: VolumeRecord| {
+            let key = Some((key.clone(), record.id));
+            (Source::Volume(record), key)
+        };
         let (snapshot_key, volume_key) = match source {
-            CloneSource::Snapshot(key) => return self.snapshot(key).await.map(Source::Snapshot),
-            CloneSource::Volume(key) => return self.volume(key).await.map(Source::Volume),
+            CloneSource::Snapshot(key) => {
+                let snapshot = self.snapshot(key).await?;
+                return Ok((Source::Snapshot(snapshot), None));
+            }
+            CloneSource::Volume(key) => return Ok(of_volume(key, self.volume(key).await?)),
             CloneSource::Either { snapshot, volume } => (snapshot, volume),
         };
         let snapshot = found(self.snapshot(snapshot_key).await)?;
         let volume = found(self.volume(volume_key).await)?;
         match (snapshot, volume) {
-            (Some(snapshot), None) => Ok(Source::Snapshot(snapshot)),
-            (None, Some(volume)) => Ok(Source::Volume(volume)),
+            (Some(snapshot), None) => Ok((Source::Snapshot(snapshot), None)),
+            (None, Some(volume)) => Ok(of_volume(volume_key, volume)),
             (None, None) => Err(Error::NotFound {
                 what: "snapshot or volume",
                 name: snapshot_key.to_string(),

@@ -173,15 +173,11 @@ impl Volumes {
     /// snapshots stay.
     pub(crate) async fn delete_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
-        let may_go = |record: &VolumeRecord| {
+        let key = key.clone();
+        let may_go = move |record: &VolumeRecord| {
+            key.check(record)?;
             detached(record)?;
-            match record.pending.len() {
-                0 => Ok(()),
-                count => Err(Error::HasPending {
-                    name: record.label().into_owned(),
-                    count,
-                }),
-            }
+            has_no_pending(record)
         };
         let engine = &self.engine;
         // The volume cannot be opened meanwhile.
@@ -234,11 +230,13 @@ impl Volumes {
         self.change_volume(key, change).await
     }
 
-    /// Gives a volume that is not attached to another account.
+    /// Gives a volume that is not attached, and has no pending snapshots, to another account.
     pub(crate) async fn give_volume(&self, id: VolumeId, to: AccountId) -> Result<VolumeRecord> {
         let give = move |meta: &dyn Meta| {
             let (changes, given) = meta::given::<VolumeRecord>(meta, &id, to)?;
             detached(&given)?;
+            // They are snapshots of the account that took them.
+            has_no_pending(&given)?;
             Ok((changes, given))
         };
         let given = self.engine.commit.change((), give).await?;
@@ -251,6 +249,11 @@ impl Volumes {
         F: Fn(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
+        let key = key.clone();
+        let change = move |record: VolumeRecord| {
+            key.check(&record)?;
+            change(record)
+        };
         let changed = self.engine.commit.update(id, change).await?;
         self.record_owner(id).await?;
         Ok(changed)
@@ -262,6 +265,16 @@ impl Volumes {
             Some(volume) => volume.inner().record_owner().await,
             None => Ok(()),
         }
+    }
+}
+
+fn has_no_pending(record: &VolumeRecord) -> Result<()> {
+    match record.pending.len() {
+        0 => Ok(()),
+        count => Err(Error::HasPending {
+            name: record.label().into_owned(),
+            count,
+        }),
     }
 }
 

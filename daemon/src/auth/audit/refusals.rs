@@ -24,8 +24,9 @@ pub(super) struct Refusals {
     seen: HashMap<String, Seen>,
     others: Option<Times>,
     since: Option<Instant>,
-    /// New refusals that may still have a line of their own.
-    left: u64,
+    /// New refusals that may still have a line of their own: of strangers, and of callers with an
+    /// account. Strangers take no lines from the others.
+    left: [u64; 2],
     /// The time of the last addition to `left`.
     refilled: Instant,
 }
@@ -74,7 +75,7 @@ impl Refusals {
             seen: HashMap::new(),
             others: None,
             since: None,
-            left: REFUSALS_MAX as u64,
+            left: [REFUSALS_MAX as u64; 2],
             refilled: now,
         }
     }
@@ -90,14 +91,15 @@ impl Refusals {
         }
         self.refill(now);
         // The table is as long as the window is while nothing can be written.
-        if self.left == 0 || self.seen.len() >= REFUSALS_MAX {
+        let left = &mut self.left[usize::from(event.account.is_some())];
+        if *left == 0 || self.seen.len() >= 2 * REFUSALS_MAX {
             match &mut self.others {
                 Some(others) => others.add(time),
                 None => self.others = Some(Times::new(time)),
             }
             return is_first;
         }
-        self.left -= 1;
+        *left -= 1;
         let body = Body::of_refusal(event);
         let times = Times::new(time);
         self.seen.insert(key, Seen { times, body });
@@ -108,7 +110,9 @@ impl Refusals {
         let seconds = now.saturating_duration_since(self.refilled).as_secs();
         self.refilled += Duration::from_secs(seconds);
         let more = seconds.saturating_mul(REFUSALS_PER_SECOND);
-        self.left = self.left.saturating_add(more).min(REFUSALS_MAX as u64);
+        for left in &mut self.left {
+            *left = left.saturating_add(more).min(REFUSALS_MAX as u64);
+        }
     }
 
     /// The time at which the window ends. `None` if there are no refusals.

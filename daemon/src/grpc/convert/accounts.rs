@@ -176,6 +176,7 @@ fn audit_event(event: AuditEntry) -> v1::AuditEvent {
         message: event.message.unwrap_or_default(),
         request: event.request.unwrap_or_default(),
         changed: event.changed,
+        changed_more: event.changed_more,
         count: event.count,
     }
 }

@@ -56,7 +56,7 @@ use self::{
 };
 use super::failure::Failure;
 use crate::{
-    auth::{Caller, Directory, Face, Failures, TokenError},
+    auth::{Caller, Door, Face, Failures, TokenError},
     limits,
     net::{peer::Peer, seats::Seat, tls::Shown},
     resources::shares::{Hold, Holder, Rules, Shares},
@@ -72,7 +72,7 @@ pub struct Serving(Arc<Shared>);
 struct Shared {
     routes: Routes,
     tasks: Tasks,
-    directory: Directory,
+    door: Door,
     /// Wrong tokens by source.
     failures: Failures,
     calls: Shares,
@@ -124,7 +124,7 @@ impl Drop for Window {
 impl Serving {
     /// Serves these routes.
     #[must_use]
-    pub(crate) fn new(routes: Routes, tasks: Tasks, directory: Directory) -> Self {
+    pub(crate) fn new(routes: Routes, tasks: Tasks, door: Door) -> Self {
         let bytes = |what, total, local, yields_after, pace| {
             Shares::new(Rules {
                 what,
@@ -139,7 +139,7 @@ impl Serving {
         Self(Arc::new(Shared {
             routes: routes.prepare(),
             tasks,
-            directory,
+            door,
             failures: Failures::default(),
             calls: bytes(
                 "calls",
@@ -282,6 +282,20 @@ impl Connected {
         let own = Arc::clone(&self.own).try_acquire_owned().ok();
         let (stop, under_way) = (self.stop.clone(), Arc::clone(&self.calls));
         drop(self.shared.tasks.spawn("gRPC call", async move {
+            // Before it has a place: the answer to a wrong token waits.
+            let headers = request.headers();
+            let caller = tokio::select! {
+                acting = acting(&shared, caller, is_tls, headers) => acting,
+                _ = poll_fn(|context| respond.poll_reset(context)) => return,
+                () = stop.cancelled() => Err(Error::Stopping),
+            };
+            let caller = match caller {
+                Ok(caller) => caller,
+                Err(error) => {
+                    let status = Status::from(Failure::from(error));
+                    return drop(refuse(&mut respond, status));
+                }
+            };
             let place = match &own {
                 Some(_) => None,
                 None => match shared.calls.take(caller.holder(), 1, Duration::ZERO).await {
@@ -293,7 +307,7 @@ impl Connected {
                 },
             };
             // A caller that has gone away needs no answer.
-            let _ = call(&shared, (caller, is_tls), request, &mut respond, &stop).await;
+            let _ = call(&shared, caller, request, &mut respond, &stop).await;
             drop((own, place, busy, under_way));
         }));
     }
@@ -302,7 +316,7 @@ impl Connected {
 /// Serves one call.
 async fn call(
     shared: &Shared,
-    (caller, is_tls): (Caller, bool),
+    caller: Caller,
     mut request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     stop: &CancellationToken,
@@ -329,10 +343,7 @@ async fn call(
         }
     };
     let holder = caller.holder();
-    match with_token(shared, caller, is_tls, request.headers()).await {
-        Ok(caller) => drop(request.extensions_mut().insert(caller)),
-        Err(error) => return refuse(respond, Status::from(Failure::from(error))),
-    }
+    request.extensions_mut().insert(caller);
     let arrives = Arrives::default();
     request.extensions_mut().insert(arrives.clone());
     let room = request::Room::default();
@@ -369,32 +380,34 @@ async fn call(
     }
 }
 
-/// The caller with the token of its call, if it has one.
-async fn with_token(
+/// The caller as it acts in a call: with the token of the call, if it has one.
+async fn acting(
     shared: &Shared,
     caller: Caller,
     is_tls: bool,
     headers: &HeaderMap,
 ) -> Result<Caller, Error> {
-    let Some(header) = headers.get(AUTHORIZATION) else {
-        return Ok(caller);
+    let directory = &shared.door.directory;
+    let mut tokens = headers.get_all(AUTHORIZATION).iter();
+    let Some(header) = tokens.next() else {
+        return Ok(caller.resolved(directory));
     };
+    // Another scheme, or a second header, is a wrong token, too.
     let text = header.to_str().ok().and_then(|text| {
         let (scheme, token) = text.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     });
-    // Another scheme is a wrong token, too.
-    let checked = shared
-        .directory
-        .check_token(caller.peer(), is_tls, text.unwrap_or_default());
+    let text = text.filter(|_| tokens.next().is_none());
+    let checked = directory.check_token(caller.peer(), is_tls, text.unwrap_or_default());
     match checked {
-        Ok(token) => Ok(caller.with_token(token)),
+        Ok(token) => Ok(caller.with_token(token).resolved(directory)),
         Err(error) => {
             let delay = match error {
                 TokenError::Invalid => shared.failures.count(caller.peer().key()),
                 TokenError::Expired | TokenError::Plaintext => Duration::ZERO,
             };
             debug!(%caller, %error, ?delay, "a token is refused");
+            shared.door.refuse_token(&caller, &error);
             tokio::time::sleep(delay).await;
             Err(error.into())
         }

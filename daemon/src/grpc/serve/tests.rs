@@ -104,11 +104,7 @@ impl Scene {
     fn with_place(place: Option<Arc<Hold>>) -> Self {
         let tasks = Tasks::new();
         Self {
-            serving: Serving::new(
-                Routes::new(Echo { place }),
-                tasks.clone(),
-                Directory::new(0),
-            ),
+            serving: Serving::new(Routes::new(Echo { place }), tasks.clone(), Door::alone()),
             tasks,
             stop: CancellationToken::new(),
         }

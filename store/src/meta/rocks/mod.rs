@@ -33,7 +33,7 @@ use std::{
 
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, Options};
-use rustix::io::Errno;
+use rustix::{fs::Mode, io::Errno};
 
 use self::recover::Applying;
 use super::{Index, IndexView, PackState, Totals, catalog::REMEDY};
@@ -222,6 +222,13 @@ impl Database {
                 _ => failed_at(path, "open", error),
             },
         )?;
+        // RocksDB makes files that everybody may read, and names and hashes of tokens are in them.
+        let only_ours = rustix::fs::chmod(path, Mode::RWXU);
+        only_ours.map_err(|source| Error::Io {
+            verb: "set the permissions of",
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
         Ok(Self {
             db,
             path: path.to_owned(),

@@ -86,6 +86,8 @@ impl Volume {
 /// A snapshot to be made.
 struct Wanted {
     volume: Volume,
+    /// The key by which it was found.
+    key: VolumeKey,
     id: SnapshotId,
     name: String,
 }
@@ -138,6 +140,7 @@ impl Volumes {
             let volume = self.open_volume(&Key::Id(id)).await?;
             let snapshot = Wanted {
                 volume,
+                key: key.clone(),
                 id: SnapshotId::random()?,
                 name,
             };
@@ -343,6 +346,7 @@ async fn at_one_instant(
         .zip(cuts.iter().zip(sequences))
         .map(|(snapshot, (cut, last_sequence))| Promised {
             volume: snapshot.volume.record().id,
+            key: snapshot.key.clone(),
             snapshot: snapshot.id,
             name: snapshot.name.clone(),
             cut: *cut,
@@ -364,6 +368,8 @@ async fn at_one_instant(
 /// A snapshot to be promised: everything before its cut is durable.
 struct Promised {
     volume: VolumeId,
+    /// The key by which the volume was found.
+    key: VolumeKey,
     snapshot: SnapshotId,
     name: String,
     cut: Cut,
@@ -391,6 +397,7 @@ fn promise(
             ..
         } = *promised;
         let mut volume = VolumeRecord::find(meta, &Key::Id(promised.volume))?;
+        promised.key.check(&volume)?;
         check_new(meta, &volume, (owner, name))?;
         let before = volume.pending.last().map(|pending| pending.snapshot);
         let record = SnapshotRecord {

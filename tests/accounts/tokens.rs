@@ -1,0 +1,110 @@
+//! Bearers of tokens, over TCP.
+
+use std::{fs, time::Duration};
+
+use varve_tests::{
+    daemon::Options,
+    lab::Lab,
+    snapctl::{Snapctl, exit, text},
+};
+
+use super::{account, admin, token, with_token};
+
+fn lab() -> Lab {
+    Lab::with(Options::tcp)
+}
+
+#[test]
+fn a_token_acts_for_its_account_until_it_is_revoked() {
+    let lab = lab();
+    account(&lab, "web");
+    let web = token(&lab, "web.token", "web --description ci");
+    with_token(&lab, &web, "volume create data --size 1M").ok();
+    let me = with_token(&lab, &web, "whoami").success().text();
+    assert!(me.contains("web (") && me.contains("tok-"), "{me}");
+    // Without it the caller is nobody.
+    let tcp = Snapctl::new(lab.varved.tcp_endpoint());
+    tcp.run(["volume", "list"]).fails(super::DENIED);
+
+    let list = lab.snapctl().json(["account", "token", "list", "web"]);
+    let listed = &list["tokens"][0];
+    assert_eq!(text(listed, "description"), "ci");
+    assert!(listed["last_used_at"].is_string(), "{list}");
+    let secret = fs::read_to_string(&web).unwrap();
+    assert!(
+        !list
+            .to_string()
+            .contains(secret.trim().rsplit('_').next().unwrap())
+    );
+
+    // A forged one, of the right form and the right id.
+    let forged = lab.scratch.join("forged.token");
+    fs::copy(&web, &forged).unwrap();
+    let (head, _) = secret.trim().rsplit_once('_').unwrap();
+    fs::write(&forged, format!("{head}_{}", "5a".repeat(32))).unwrap();
+    let said = with_token(&lab, &forged, "volume list").fails(super::DENIED);
+    assert!(said.contains("not valid"), "{said}");
+
+    let id = text(listed, "id");
+    admin(&lab, &format!("account token revoke {id}"));
+    let said = with_token(&lab, &web, "volume list").fails(super::DENIED);
+    assert!(said.contains("not valid"), "{said}");
+    admin(&lab, "volume list --owner web");
+}
+
+#[test]
+fn scopes_limit_a_token_and_accounts_make_their_own() {
+    let lab = lab();
+    account(&lab, "web");
+    account(&lab, "db");
+    let all = token(&lab, "all.token", "web");
+    // An account makes tokens for itself, and for nobody else.
+    let read = lab.scratch.join("read.token");
+    let create = format!(
+        "account token create --scope read --output-file {}",
+        read.display()
+    );
+    with_token(&lab, &all, &create).ok();
+    with_token(&lab, &all, "account token create db").fails(exit::NOT_FOUND);
+    with_token(&lab, &all, "volume create data --size 1M").ok();
+    with_token(&lab, &read, "volume show data").ok();
+    let said = with_token(&lab, &read, "volume delete data").fails(super::DENIED);
+    assert!(said.contains("scope"), "{said}");
+    let said = with_token(&lab, &read, "account token create").fails(super::DENIED);
+    assert!(said.contains("scope"), "{said}");
+
+    let images = token(&lab, "images.token", "web --scope images");
+    with_token(&lab, &images, "snapshot create data --name s --wait").ok();
+    with_token(&lab, &images, "volume delete data").fails(super::DENIED);
+    // The administrator's tokens have scopes, too.
+    let watcher = token(&lab, "watcher.token", "admin --scope read");
+    with_token(&lab, &watcher, "status").ok();
+    with_token(&lab, &watcher, "gc run").fails(super::DENIED);
+}
+
+#[test]
+fn tokens_survive_a_restart_and_expire() {
+    let mut lab = lab();
+    account(&lab, "web");
+    let lasting = token(&lab, "lasting.token", "web");
+    let short = token(&lab, "short.token", "web --expires 3s");
+    with_token(&lab, &short, "volume list").ok();
+    lab.varved.stop();
+    lab.restart_with(Options::tcp);
+    with_token(&lab, &lasting, "volume list").ok();
+    std::thread::sleep(Duration::from_secs(4));
+    let said = with_token(&lab, &short, "volume list").fails(super::DENIED);
+    assert!(said.contains("expired"), "{said}");
+
+    // Without the key of the hashes no token is valid, and the daemon says why.
+    lab.varved.stop();
+    let key = lab.data_dir().join("auth.key");
+    fs::rename(&key, lab.scratch.join("kept.key")).unwrap();
+    lab.restart_with(Options::tcp);
+    with_token(&lab, &lasting, "volume list").fails(super::DENIED);
+    assert!(
+        lab.varved.log().contains("auth.key"),
+        "{}",
+        lab.varved.log()
+    );
+}
