@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, io};
 
-use super::random::Random;
+use super::{pages::Pages, random::Random};
 
 /// A crash keeps or loses pages of a write, or tears them between sectors.
 const PAGE_BYTES: u64 = 4096;
@@ -39,15 +39,15 @@ struct Pending {
 
 #[derive(Debug, Default, Clone)]
 pub(super) struct Content {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
+    seen: Pages,
+    durable: Pages,
     pending: Vec<Pending>,
     /// Edits begun so far.
     begun: u64,
 }
 
 impl Content {
-    pub(super) fn durable(bytes: Vec<u8>) -> Self {
+    pub(super) fn durable(bytes: Pages) -> Self {
         Self {
             seen: bytes.clone(),
             durable: bytes,
@@ -55,8 +55,8 @@ impl Content {
         }
     }
 
-    pub(super) fn seen(&self) -> &[u8] {
-        &self.seen
+    pub(super) fn seen(&self) -> Vec<u8> {
+        self.seen.read(0, usize::MAX)
     }
 
     pub(super) const fn len_bytes(&self) -> u64 {
@@ -64,17 +64,14 @@ impl Content {
     }
 
     /// Up to `len` bytes from an offset.
-    pub(super) fn read(&self, offset_bytes: u64, len: usize) -> &[u8] {
-        let start = index(offset_bytes).min(self.seen.len());
-        let end = start.saturating_add(len).min(self.seen.len());
-        self.seen.get(start..end).unwrap_or_default()
+    pub(super) fn read(&self, offset_bytes: u64, len: usize) -> Vec<u8> {
+        self.seen.read(index(offset_bytes), len)
     }
 
     pub(super) fn flip(&mut self, offset_bytes: u64, bits: u8) -> io::Result<()> {
         for bytes in [&mut self.seen, &mut self.durable] {
-            match bytes.get_mut(index(offset_bytes)) {
-                Some(byte) => *byte ^= bits,
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            if !bytes.flip(index(offset_bytes), bits) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         Ok(())
@@ -197,7 +194,7 @@ impl Content {
 
 impl Edit {
     /// Applies the part of the edit that a disk keeps.
-    fn keep_some(&self, bytes: &mut Vec<u8>, random: &mut Random) {
+    fn keep_some(&self, bytes: &mut Pages, random: &mut Random) {
         match self {
             Self::Write {
                 offset_bytes,
@@ -228,39 +225,26 @@ impl Edit {
     }
 }
 
-fn apply(edit: &Edit, bytes: &mut Vec<u8>) {
+fn apply(edit: &Edit, bytes: &mut Pages) {
     match edit {
         Edit::Write {
             offset_bytes,
             bytes: written,
-        } => put(*offset_bytes, written, bytes),
-        Edit::SetLen(len_bytes) => bytes.resize(index(*len_bytes), 0),
-    }
-}
-
-fn put(offset_bytes: u64, written: &[u8], bytes: &mut Vec<u8>) {
-    if written.is_empty() {
-        return;
-    }
-    let (start, end) = (index(offset_bytes), index(offset_bytes) + written.len());
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    if let Some(range) = bytes.get_mut(start..end) {
-        range.copy_from_slice(written);
+        } => bytes.put(index(*offset_bytes), written),
+        Edit::SetLen(len_bytes) => bytes.resize(index(*len_bytes)),
     }
 }
 
 /// Writes all, nothing, or some pages and sectors.
-fn keep_some(offset_bytes: u64, written: &[u8], bytes: &mut Vec<u8>, random: &mut Random) {
+fn keep_some(offset_bytes: u64, written: &[u8], bytes: &mut Pages, random: &mut Random) {
     if random.one_in(8) {
         // The length became durable before the bytes.
         let end = index(offset_bytes) + written.len();
         let len = bytes.len().max(end);
-        bytes.resize(len, 0);
+        bytes.resize(len);
     }
     match random.next() % 3 {
-        0 => put(offset_bytes, written, bytes),
+        0 => bytes.put(index(offset_bytes), written),
         1 => {}
         _ => {
             for (page_offset, page) in pieces(offset_bytes, written, PAGE_BYTES) {
@@ -269,11 +253,11 @@ fn keep_some(offset_bytes: u64, written: &[u8], bytes: &mut Vec<u8>, random: &mu
                     1 => {
                         for (sector_offset, sector) in pieces(page_offset, page, SECTOR_BYTES) {
                             if random.one_in(2) {
-                                put(sector_offset, sector, bytes);
+                                bytes.put(index(sector_offset), sector);
                             }
                         }
                     }
-                    _ => put(page_offset, page, bytes),
+                    _ => bytes.put(index(page_offset), page),
                 }
             }
         }

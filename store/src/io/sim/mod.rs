@@ -17,6 +17,7 @@
 mod content;
 mod faults;
 mod names;
+mod pages;
 mod random;
 
 #[cfg(test)]
@@ -42,6 +43,7 @@ use self::{
     content::{Content, Edit},
     faults::{Faults, HeldUp, until_let_go},
     names::{Entry, Names},
+    pages::Pages,
     random::Random,
 };
 use super::{AlignedBuf, Completion, Disk, File, OpenMode, Patience};
@@ -160,7 +162,7 @@ impl SimDisk {
 
     /// The content of a file, synced or not.
     pub fn contents(&self, path: &Path) -> io::Result<Vec<u8>> {
-        Ok(self.world.lock().content(path)?.seen().to_vec())
+        Ok(self.world.lock().content(path)?.seen())
     }
 
     /// Sets the content of a file, durably, and makes the file if need be.
@@ -178,7 +180,7 @@ impl SimDisk {
             let upto = world.names.begun();
             world.names.sync(parent, upto);
         }
-        world.files.insert(number, Content::durable(bytes.to_vec()));
+        world.files.insert(number, Content::durable(Pages::of(bytes)));
         Ok(())
     }
 
@@ -198,7 +200,7 @@ impl SimDisk {
                 }
                 let number = world.new_number();
                 world.names.create(path, Entry::File(number))?;
-                world.files.insert(number, Content::durable(Vec::new()));
+                world.files.insert(number, Content::durable(Pages::default()));
                 number
             }
         };
@@ -228,7 +230,7 @@ impl SimDisk {
             if bytes.len() < len && !may_be_short {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            Ok(AlignedBuf::from_slice(bytes))
+            Ok(AlignedBuf::from_slice(&bytes))
         })
     }
 }
@@ -276,11 +278,11 @@ impl World {
 
     /// Number of a write's bytes that still fit the disk.
     fn room(&mut self, file: &File, offset_bytes: u64, len: usize) -> io::Result<usize> {
-        let used_bytes = self.used_bytes();
         let len_bytes = self.opened(file)?.len_bytes();
         let Some(capacity_bytes) = self.faults.capacity_bytes else {
             return Ok(len);
         };
+        let used_bytes = self.used_bytes();
         let end_max = (len_bytes + capacity_bytes.saturating_sub(used_bytes)).max(len_bytes);
         Ok(usize::try_from(end_max.saturating_sub(offset_bytes)).map_or(len, |room| room.min(len)))
     }
