@@ -14,16 +14,27 @@ use crate::volumes::{make, snapshot, uri};
 
 /// Makes and changes files for ever; the pauses leave the processor to the reader of the backups.
 const WORK: &str = r#"
-set -e
 mkdir /srv/files
-n=0
-while :; do
-  n=$((n + 1))
-  head -c $((n * 7919 % 100000 + 1)) /dev/urandom >/srv/files/$((n % 20))
-  sync /srv/files/$((n % 20)) /srv/files
-  echo "written: $n"
-  sleep 0.2
-done
+cat >/tmp/work <<'END'
+use strict;
+use autodie;
+use IO::Handle;
+STDOUT->autoflush(1);
+open my $random, '<:raw', '/dev/urandom';
+chdir '/srv/files';
+open my $directory, '<', '.';
+for (my $n = 1; ; $n++) {
+  read $random, my $bytes, $n * 7919 % 100000 + 1;
+  open my $file, '>:raw', $n % 20;
+  print $file $bytes;
+  $file->flush or die;
+  $file->sync && $directory->sync or die "sync: $!";
+  close $file;
+  print "written: $n\n";
+  select undef, undef, undef, 0.2;
+}
+END
+perl /tmp/work
 "#;
 
 fn written(console: &str) -> usize {

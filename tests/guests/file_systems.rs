@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use varve_tests::{
-    guest::{self, Machine, export},
+    guest::{self, Machine, export, raw_file},
     image,
     lab::Lab,
     process::{command, run},
@@ -15,7 +15,8 @@ use varve_tests::{
 use crate::volumes::{make, snapshot, uri};
 
 /// Files of all sizes, some changed, truncated or removed afterwards; then the checksums of the
-/// rest.
+/// rest. One process makes them, from a disk of random bytes: without KVM a process takes long to
+/// start, and a guest makes random bytes slowly.
 const FILL: &str = r#"
 set -e
 mkfs.ext4 -q /dev/vdc
@@ -23,16 +24,31 @@ mount -o discard /dev/vdc /mnt
 cd /mnt
 cp -a /usr/bin /usr/share/perl /etc .
 mkdir sizes
-for n in $(seq 1 60); do head -c $((n * n * 997)) /dev/urandom >sizes/$n; done
-sync
-for n in $(seq 1 60); do
-  case $((n % 5)) in
-    0) rm sizes/$n ;;
-    1) truncate -s $((n * 1000)) sizes/$n ;;
-    2) printf changed | dd of=sizes/$n bs=1 seek=$((n * 300)) conv=notrunc status=none ;;
-    3) fallocate -p -o 4096 -l 8192 sizes/$n ;;
-  esac
-done
+cat >/tmp/fill <<'END'
+use strict;
+use autodie;
+open my $random, '<:raw', '/dev/vdd';
+for my $n (1..60) {
+  read($random, my $bytes, $n * $n * 997) == $n * $n * 997 or die;
+  open my $file, '>:raw', "sizes/$n";
+  print $file $bytes;
+  close $file;
+}
+system('sync') == 0 or die;
+for my $n (1..60) {
+  my $name = "sizes/$n";
+  if ($n % 5 == 0) { unlink $name }
+  if ($n % 5 == 1) { truncate $name, $n * 1000 }
+  if ($n % 5 == 2) {
+    open my $file, '+<:raw', $name;
+    seek $file, $n * 300, 0;
+    print $file 'changed';
+    close $file;
+  }
+  if ($n % 5 == 3) { system(qw(fallocate -p -o 4096 -l 8192), $name) == 0 or die }
+}
+END
+perl /tmp/fill
 rm -r etc
 find . -xdev -type f -not -name sums -print0 | sort -z | xargs -0 sha256sum >sums
 wc -l <sums
@@ -57,8 +73,10 @@ fn a_guests_files_on_a_volume_are_whole_and_the_file_system_is_sound() {
     let lab = Lab::new();
     make(&lab.varved, "disk", "--size 700M");
     let uri = uri(&lab.varved, "disk");
+    let random = image::make_random(&lab.scratch, "random", 72 << 20, 221);
     Machine::new()
         .drive(&format!("discard=unmap,{}", export(&uri)))
+        .drive(&format!("readonly=on,{}", raw_file(&random)))
         .run(FILL);
 
     let copy = lab.scratch.join("copy");
@@ -89,28 +107,44 @@ fn a_guests_files_on_a_volume_are_whole_and_the_file_system_is_sound() {
 /// One file after another, each durable before it is reported; the names have the checksums of the
 /// contents.
 const WRITE_FOR_EVER: &str = r#"
-set -e
 mkdir /srv/files
-n=0
-while :; do
-  n=$((n + 1))
-  head -c $((n * 7919 % 200000 + 1)) /dev/urandom >/srv/files/new
-  sum=$(sha256sum </srv/files/new)
-  name=/srv/files/$n-${sum%% *}
-  mv /srv/files/new "$name"
-  sync "$name" /srv/files
-  echo "durable: $n"
-done
+cat >/tmp/write <<'END'
+use strict;
+use autodie;
+use Digest::SHA 'sha256_hex';
+use IO::Handle;
+STDOUT->autoflush(1);
+open my $random, '<:raw', '/dev/urandom';
+chdir '/srv/files';
+open my $directory, '<', '.';
+for (my $n = 1; ; $n++) {
+  read $random, my $bytes, $n * 7919 % 200000 + 1;
+  open my $file, '>:raw', 'new';
+  print $file $bytes;
+  $file->flush or die;
+  rename 'new', "$n-" . sha256_hex($bytes);
+  $file->sync && $directory->sync or die "sync: $!";
+  close $file;
+  print "durable: $n\n";
+}
+END
+perl /tmp/write
 "#;
 
 /// Reports which of those files are intact.
 const LOOK: &str = r#"
 set -e
 cd /srv/files
-for name in *-*; do
-  sum=$(sha256sum <"$name")
-  if [ "${sum%% *}" = "${name#*-}" ]; then echo "found: ${name%%-*}"; else echo "differs: $name"; fi
-done
+cat >/tmp/look <<'END'
+use strict;
+use Digest::SHA;
+for my $name (glob '*-*') {
+  my ($number, $sum) = split /-/, $name;
+  my $same = Digest::SHA->new(256)->addfile($name, 'b')->hexdigest eq $sum;
+  print $same ? "found: $number\n" : "differs: $name\n";
+}
+END
+perl /tmp/look
 touch written-by-the-second-guest
 sync
 "#;
