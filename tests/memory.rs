@@ -12,7 +12,7 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 /// Larger than the bounds of both programs together.
-const SIZE: u64 = 1280 * MIB;
+const SIZE: u64 = 832 * MIB;
 const CLIENT_MAX: u64 = 256 * MIB;
 const DAEMON_MAX: u64 = 512 * MIB;
 const CACHE: u64 = 128 * MIB;

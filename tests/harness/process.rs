@@ -28,13 +28,16 @@ pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
 fn wait_within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
+        let looked = Instant::now();
         if let Some(value) = condition() {
             return Some(value);
         }
         if start.elapsed() > limit {
             return None;
         }
-        thread::sleep(POLL);
+        // A look that takes long, such as a command, is at most a third of the time: what it waits
+        // for needs the processor, too.
+        thread::sleep(POLL.max(2 * looked.elapsed()));
     }
 }
 

@@ -67,8 +67,12 @@ impl Random {
 
     /// Fills with bytes that do not compress.
     pub fn fill(&mut self, bytes: &mut [u8]) {
-        for piece in bytes.chunks_mut(8) {
-            piece.copy_from_slice(&self.next_u64().to_le_bytes()[..piece.len()]);
+        let (pieces, rest) = bytes.as_chunks_mut::<8>();
+        for piece in pieces {
+            *piece = self.next_u64().to_le_bytes();
+        }
+        if !rest.is_empty() {
+            rest.copy_from_slice(&self.next_u64().to_le_bytes()[..rest.len()]);
         }
     }
 }

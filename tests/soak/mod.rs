@@ -65,7 +65,7 @@ fn scale() -> (Until, Scale) {
             image_bytes: 6 * MIB,
             disk_bytes: 4 * MIB,
             kept: 4,
-            life_ms: 400..2500,
+            life_ms: 300..1500,
         };
         return (Until::Ends(6), scale);
     };
