@@ -18,6 +18,7 @@
     reason = "samples are small, and all repairs of checksums have one type, though few change the length"
 )]
 
+mod accounts;
 mod decoders;
 mod logs;
 mod mutate;

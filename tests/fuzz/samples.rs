@@ -15,16 +15,12 @@ use varve_store::format::{
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackPhase, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
-    record::{
-        AccountRecord, Counter, Kind, TokenRecord,
-        account::AccountState,
-        token::{Scopes, SecretHash, TokenId},
-    },
+    record::{Counter, Kind},
     store_file::StoreFile,
 };
 use varve_tests::{nbd, random::Random};
 
-use super::logs;
+use super::{accounts, logs};
 
 pub(super) type Samples = Vec<(&'static str, Vec<u8>)>;
 
@@ -108,22 +104,7 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .encode(),
             ),
         ],
-        "account-record" => vec![
-            ("plain", account_record(&[]).encode()),
-            ("identities", account_record(&IDENTITIES).encode()),
-        ],
-        "token-record" => vec![
-            ("plain", token(Scopes::ALL, None).encode()),
-            (
-                "expires",
-                token(Scopes::READ.and(Scopes::COPY), Some(9)).encode(),
-            ),
-        ],
-        "account-identity" => vec![
-            ("user", IDENTITIES[0].into()),
-            ("group", IDENTITIES[1].into()),
-            ("certificate", IDENTITIES[2].into()),
-        ],
+        "account-record" | "token-record" | "account-identity" => accounts::of(decoder),
         "remote-record" => vec![
             ("plain", remote(false).encode()),
             ("files", remote(true).encode()),
@@ -376,7 +357,7 @@ fn volume_with_promise() -> VolumeRecord {
     }
 }
 
-fn account() -> AccountId {
+pub(super) fn account() -> AccountId {
     AccountId::from_number(123_456_789_012).unwrap_or_default()
 }
 
@@ -468,33 +449,6 @@ pub(super) fn copy(outcome: CopyOutcome) -> CopyRecord {
 }
 
 /// Only the second version of the encoding can express it.
-const IDENTITIES: [&str; 3] = ["uid:1000", "gid:7", "cert:CN=backup,O=Example"];
-
-fn account_record(identities: &[&str]) -> AccountRecord {
-    AccountRecord {
-        id: account(),
-        name: "web".to_owned(),
-        alias: "w".to_owned(),
-        state: AccountState::ReadOnly,
-        created_at_ns: 1_700_000_000_123_456_789,
-        identities: identities.iter().flat_map(|it| it.parse()).collect(),
-    }
-}
-
-fn token(scopes: Scopes, expires_at_ns: Option<u64>) -> TokenRecord {
-    TokenRecord {
-        id: TokenId::from_low_bits([7; 9]),
-        account: account(),
-        scopes,
-        hash: SecretHash::from_bytes([0x5a; 32]),
-        description: "ci".to_owned(),
-        created_at_ns: 1,
-        expires_at_ns,
-        last_used_at_ns: Some(3),
-        is_expired: expires_at_ns.is_some(),
-    }
-}
-
 fn failed_with_code() -> CopyRecord {
     CopyRecord {
         last_error_code: 14,

@@ -180,7 +180,9 @@ impl SimDisk {
             let upto = world.names.begun();
             world.names.sync(parent, upto);
         }
-        world.files.insert(number, Content::durable(Pages::of(bytes)));
+        world
+            .files
+            .insert(number, Content::durable(Pages::of(bytes)));
         Ok(())
     }
 
@@ -200,7 +202,9 @@ impl SimDisk {
                 }
                 let number = world.new_number();
                 world.names.create(path, Entry::File(number))?;
-                world.files.insert(number, Content::durable(Pages::default()));
+                world
+                    .files
+                    .insert(number, Content::durable(Pages::default()));
                 number
             }
         };

@@ -647,30 +647,6 @@ fn copies_are_kept_until_they_are_forgotten(meta: &dyn Meta) {
     assert_eq!(meta.all::<CopyRecord>().unwrap(), [copy(2, 7)]);
 }
 
-fn remotes_are_found_by_name(meta: &dyn Meta) {
-    let remote = |name: &str, endpoint: &str| RemoteRecord {
-        name: name.to_owned(),
-        endpoint: endpoint.to_owned(),
-        allow_plaintext: false,
-        tls_ca: String::new(),
-        tls_cert: String::new(),
-        tls_key: String::new(),
-        created_at_ns: 1,
-    };
-    let put = [("eu", "unix:/a"), ("us", "unix:/b"), ("eu", "unix:/c")];
-    let put = put.map(|(name, endpoint)| Change::put(&remote(name, endpoint)));
-    meta.apply(changes(meta, put), false).unwrap();
-    let mut found = meta.all::<RemoteRecord>().unwrap();
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    assert_eq!(found, [remote("eu", "unix:/c"), remote("us", "unix:/b")]);
-    let gone = ["eu", "none"].map(|name| Change::delete::<RemoteRecord>(&name.to_owned()));
-    meta.apply(changes(meta, gone), false).unwrap();
-    assert_eq!(
-        meta.all::<RemoteRecord>().unwrap(),
-        [remote("us", "unix:/b")]
-    );
-}
-
 fn copy_id(number: u8) -> CopyId {
     CopyId::from_low_bits([number; 9])
 }

@@ -1,0 +1,62 @@
+//! Encodings of accounts and tokens.
+
+use varve_store::format::{
+    CatalogRecord as _,
+    record::{
+        AccountRecord, TokenRecord,
+        account::AccountState,
+        token::{Scopes, SecretHash, TokenId},
+    },
+};
+
+use super::samples::{Samples, account};
+
+const IDENTITIES: [&str; 3] = ["uid:1000", "gid:7", "cert:CN=backup,O=Example"];
+
+fn account_record(identities: &[&str]) -> AccountRecord {
+    AccountRecord {
+        id: account(),
+        name: "web".to_owned(),
+        alias: "w".to_owned(),
+        state: AccountState::ReadOnly,
+        created_at_ns: 1_700_000_000_123_456_789,
+        identities: identities.iter().flat_map(|it| it.parse()).collect(),
+    }
+}
+
+fn token(scopes: Scopes, expires_at_ns: Option<u64>) -> TokenRecord {
+    TokenRecord {
+        id: TokenId::from_low_bits([7; 9]),
+        account: account(),
+        scopes,
+        hash: SecretHash::from_bytes([0x5a; 32]),
+        description: "ci".to_owned(),
+        created_at_ns: 1,
+        expires_at_ns,
+        last_used_at_ns: Some(3),
+        is_expired: expires_at_ns.is_some(),
+    }
+}
+
+/// The samples of a decoder, by file name.
+pub(super) fn of(decoder: &str) -> Samples {
+    match decoder {
+        "account-record" => vec![
+            ("plain", account_record(&[]).encode()),
+            ("identities", account_record(&IDENTITIES).encode()),
+        ],
+        "token-record" => vec![
+            ("plain", token(Scopes::ALL, None).encode()),
+            (
+                "expires",
+                token(Scopes::READ.and(Scopes::COPY), Some(9)).encode(),
+            ),
+        ],
+        "account-identity" => vec![
+            ("user", IDENTITIES[0].into()),
+            ("group", IDENTITIES[1].into()),
+            ("certificate", IDENTITIES[2].into()),
+        ],
+        other => panic!("no samples of {other}"),
+    }
+}
