@@ -583,7 +583,7 @@ fn pack_state(phase: PackPhase) -> Vec<u8> {
 
 /// Of a kind that is counted and has no field of its own.
 fn totals_with_others() -> Vec<u8> {
-    let other = Kind::of::<RemoteRecord>("other", 28, "others").with_counter(Counter::Others);
+    let other = Kind::of::<RemoteRecord>("other", 10, "others").with_counter(Counter::Others);
     let mut totals = Totals {
         snapshots: 3,
         ..Totals::default()
