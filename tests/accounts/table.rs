@@ -22,7 +22,7 @@ use super::{account, admin, token};
 
 /// A codec of messages as their bytes.
 #[derive(Debug, Default)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;

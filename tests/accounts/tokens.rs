@@ -2,13 +2,16 @@
 
 use std::{fs, time::Duration};
 
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, client::Grpc, metadata::MetadataValue, transport::Endpoint};
 use varve_tests::{
     daemon::Options,
     lab::Lab,
+    process::wait_for,
     snapctl::{Snapctl, exit, text},
 };
 
-use super::{account, admin, token, with_token};
+use super::{account, admin, table::Raw, token, with_token};
 
 fn lab() -> Lab {
     Lab::with(Options::tcp)
@@ -107,4 +110,40 @@ fn tokens_survive_a_restart_and_expire() {
         "{}",
         lab.varved.log()
     );
+}
+
+/// A call has the rights of the moment when its message has arrived, not when it was opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_opened_before_has_no_rights_after_a_revocation() {
+    let lab = lab();
+    account(&lab, "web");
+    let secret = fs::read_to_string(token(&lab, "web.token", "web")).unwrap();
+    let list = lab.snapctl().json(["account", "token", "list", "web"]);
+    let id = text(&list["tokens"][0], "id");
+    let channel = Endpoint::new(lab.varved.tcp_endpoint()).unwrap();
+    let mut grpc = Grpc::new(channel.connect().await.unwrap());
+    grpc.ready().await.unwrap();
+    let (message, messages) = tokio::sync::mpsc::channel(1);
+    let mut request = Request::new(ReceiverStream::new(messages));
+    let bearer = MetadataValue::try_from(format!("Bearer {}", secret.trim())).unwrap();
+    request.metadata_mut().insert("authorization", bearer);
+    let path = "/varve.v1.AccountService/CreateToken".parse().unwrap();
+    let call = tokio::spawn(async move { grpc.streaming(request, path, Raw).await });
+    // The daemon has taken the token by then.
+    let used = || {
+        let list = lab.snapctl().json(["account", "token", "list", "web"]);
+        list["tokens"][0]["last_used_at"].as_str().map(drop)
+    };
+    wait_for("the token to be used", used);
+    admin(&lab, &format!("account token revoke {id}"));
+    message.send(Vec::new()).await.unwrap();
+    drop(message);
+    let code = match call.await.unwrap() {
+        Err(status) => status.code(),
+        Ok(answer) => match answer.into_inner().message().await {
+            Err(status) => status.code(),
+            Ok(_) => Code::Ok,
+        },
+    };
+    assert_eq!(code, Code::Unauthenticated);
 }

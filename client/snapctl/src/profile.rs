@@ -47,6 +47,10 @@ impl Profile {
         let shown = file.display();
         let text = match fs::read_to_string(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            // HOME may be another user's, as it is below `sudo -u`.
+            Err(error) if name.is_none() && error.kind() == io::ErrorKind::PermissionDenied => {
+                String::new()
+            }
             read => read.map_err(|error| Error::file(format!("read {shown}"), error))?,
         };
         let read = Reader {

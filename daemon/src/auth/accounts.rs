@@ -69,7 +69,10 @@ impl Accounts {
             }
             Ok(Some(key)) => accounts.0.directory.set_key(key),
             Ok(None) => {}
-            Err(error) => error!("no token is valid: {error}"),
+            Err(error) => {
+                error!("no token is valid: {error}");
+                accounts.0.directory.set_unusable_key();
+            }
         }
         accounts.reload().await?;
         Ok(accounts)

@@ -1,7 +1,7 @@
 //! The accounts and tokens of the store in memory, and whom a caller acts for.
 //!
 //! It has no secret: only keyed hashes of secrets, and their key. As long as the administrator is
-//! the only account, everybody who may connect is the administrator.
+//! the only account, and no token was ever made, everybody who may connect is the administrator.
 
 use std::{
     collections::HashMap,
@@ -82,8 +82,10 @@ struct Table {
     identities: HashMap<Identity, AccountId>,
     tokens: HashMap<TokenId, Arc<Token>>,
     key: Option<HashKey>,
-    /// There is no account beside the administrator's.
-    is_alone: bool,
+    /// The file of the key is there, and cannot be used.
+    has_lost_key: bool,
+    /// There is no account beside the administrator's, and nothing belongs to another.
+    has_only_administrator: bool,
     /// It may lack a change of the store.
     is_stale: bool,
 }
@@ -169,7 +171,7 @@ impl Directory {
         });
         let mut fresh = Table {
             tokens: tokens.collect(),
-            is_alone: accounts.len() <= 1 && !is_owned,
+            has_only_administrator: accounts.len() <= 1 && !is_owned,
             ..Table::default()
         };
         // A store that was mended after a loss may have a name or an identity twice: then it is
@@ -192,6 +194,7 @@ impl Directory {
         fresh.accounts = accounts.collect();
         let mut table = self.0.table.write();
         fresh.key = table.key.take();
+        fresh.has_lost_key = table.has_lost_key;
         let before = mem::replace(&mut *table, fresh);
         drop(table);
         // Without the lock: it may be large.
@@ -221,6 +224,11 @@ impl Directory {
 
     pub(super) fn set_key(&self, key: HashKey) {
         self.0.table.write().key = Some(key);
+    }
+
+    /// There is a key that cannot be read: no token is valid, and tokens were made once.
+    pub(super) fn set_unusable_key(&self) {
+        self.0.table.write().has_lost_key = true;
     }
 
     /// The time in nanoseconds since 1970. It never goes back while the daemon runs.
@@ -358,14 +366,16 @@ impl Directory {
             Peer::Given => return of(&administrator, "daemon".to_owned(), Scopes::ALL),
             Peer::UnknownUnix | Peer::Tcp(_) => {}
         }
-        // Without accounts, everybody who may connect is the administrator.
+        // Without accounts and tokens, everybody who may connect is the administrator.
         let identity = || match *caller.peer() {
             Peer::Unix { user, .. } => format!("uid:{user}"),
             _ => caller
                 .certificate()
                 .map_or_else(|| "unknown".to_owned(), |it| format!("cert:{it}")),
         };
-        let is_alone = table.is_alone && !table.is_stale;
+        // A key shows that a token was made once, even if a rebuild has lost it and all accounts.
+        let has_key = table.key.is_some() || table.has_lost_key;
+        let is_alone = table.has_only_administrator && !has_key && !table.is_stale;
         is_alone.then(|| of(&administrator, identity(), Scopes::ALL))?
     }
 

@@ -103,6 +103,7 @@ actions! {
     GetAccount,
     ListAccounts,
     UpdateAccount,
+    RestrictAccount,
     DeleteAccount,
     WhoAmI,
     CreateToken,

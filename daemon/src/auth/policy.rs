@@ -96,6 +96,7 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::GiveVolume
         | Action::CreateAccount
         | Action::UpdateAccount
+        | Action::RestrictAccount
         | Action::DeleteAccount => Right::Administrator(Scopes::ALL),
     }
 }
@@ -128,6 +129,7 @@ pub(crate) const fn is_change(action: Action) -> bool {
         | Action::GiveVolume
         | Action::CreateAccount
         | Action::UpdateAccount
+        | Action::RestrictAccount
         | Action::DeleteAccount
         | Action::CreateToken
         | Action::RevokeToken
@@ -216,7 +218,7 @@ pub(crate) const fn is_relief(action: Action) -> bool {
             | Action::AbortUpload
             | Action::CancelCopy
             | Action::RunGc
-            | Action::UpdateAccount
+            | Action::RestrictAccount
             | Action::DeleteAccount
             | Action::RevokeToken
     )

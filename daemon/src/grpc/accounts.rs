@@ -16,7 +16,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::CreateAccountRequest>,
     ) -> Result<Response<v1::Account>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let new = || convert::new_account(request);
         let new = calls::decoded(&self.0, &caller, Action::CreateAccount, new)?;
         calls::answer(self.0.create_account(&caller, new), convert::account).await
@@ -26,7 +26,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::GetAccountRequest>,
     ) -> Result<Response<v1::Account>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let found = self.0.account(&caller, &request.account);
         calls::answer(found, convert::account).await
     }
@@ -35,7 +35,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::ListAccountsRequest>,
     ) -> Result<Response<v1::ListAccountsResponse>, Status> {
-        let (caller, _) = calls::opened(request)?;
+        let (caller, _) = calls::opened(&self.0, request)?;
         calls::answer(self.0.list_accounts(&caller), |accounts| {
             v1::ListAccountsResponse {
                 accounts: accounts.into_iter().map(convert::account).collect(),
@@ -48,7 +48,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::UpdateAccountRequest>,
     ) -> Result<Response<v1::Account>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let account = request.account.clone();
         let change = || convert::account_change(request);
         let change = calls::decoded(&self.0, &caller, Action::UpdateAccount, change)?;
@@ -60,7 +60,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::DeleteAccountRequest>,
     ) -> Result<Response<v1::DeleteAccountResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let deleted = self.0.delete_account(&caller, &request.account);
         calls::answer(deleted, |deleted| v1::DeleteAccountResponse {
             deleted: Some(convert::account(deleted)),
@@ -72,7 +72,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::WhoAmIRequest>,
     ) -> Result<Response<v1::WhoAmIResponse>, Status> {
-        let (caller, _) = calls::opened(request)?;
+        let (caller, _) = calls::opened(&self.0, request)?;
         calls::answer(self.0.who_am_i(&caller), convert::who_am_i).await
     }
 
@@ -80,7 +80,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let new = || convert::new_token(request);
         let new = calls::decoded(&self.0, &caller, Action::CreateToken, new)?;
         let made = self.0.create_token(&caller, new);
@@ -95,7 +95,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let tokens = self.0.list_tokens(&caller, &request.account);
         calls::answer(tokens, |tokens| v1::ListTokensResponse {
             tokens: tokens.into_iter().map(convert::token).collect(),
@@ -107,7 +107,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let revoked = self.0.revoke_token(&caller, &request.token);
         calls::answer(revoked, |revoked| v1::RevokeTokenResponse {
             revoked: Some(convert::token(revoked)),
@@ -119,7 +119,7 @@ impl AccountService for AccountCalls {
         &self,
         request: Request<v1::ReadAuditRequest>,
     ) -> Result<Response<v1::ReadAuditResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let account = request.account.clone();
         let query = || convert::audit_query(request);
         let query = calls::decoded(&self.0, &caller, Action::ReadAudit, query)?;

@@ -25,9 +25,11 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
         .ok_or_else(|| Status::internal("the call came by no connection"))
 }
 
-/// The caller of a request, and its message.
-pub(super) fn opened<T>(request: Request<T>) -> Result<(Caller, T), Status> {
-    Ok((caller(&request)?, request.into_inner()))
+/// The caller of a request whose message has arrived, and the message. Whom the caller acts for is
+/// looked up now: the message may come long after the call began, and rights may have gone since.
+pub(super) fn opened<T>(service: &Service, request: Request<T>) -> Result<(Caller, T), Status> {
+    let caller = service.resolved(&caller(&request)?);
+    Ok((caller, request.into_inner()))
 }
 
 /// The progress of a request that is still arriving.

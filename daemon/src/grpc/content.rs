@@ -24,7 +24,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::BeginUploadRequest>,
     ) -> Result<Response<v1::BeginUploadResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let new = calls::decoded(&self.0, &caller, Action::BeginUpload, || {
             convert::new_upload(request)
         })?;
@@ -42,7 +42,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::FindMissingRequest>,
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let ids = || convert::chunk_ids(&request.ids);
         let ids = calls::decoded(&self.0, &caller, Action::FindMissing, ids)?;
         let missing = self.0.find_missing(&caller, &request.upload_id, &ids);
@@ -70,7 +70,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::PutLeavesRequest>,
     ) -> Result<Response<v1::PutLeavesResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let leaves = || request.leaves.iter().map(convert::incoming_leaf).collect();
         let leaves = calls::decoded(&self.0, &caller, Action::PutLeaves, leaves)?;
         let put = self.0.put_leaves(&caller, &request.upload_id, leaves);
@@ -81,7 +81,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::CommitUploadRequest>,
     ) -> Result<Response<v1::CommitUploadResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let root = || convert::root(&request.root);
         let root = calls::decoded(&self.0, &caller, Action::CommitUpload, root)?;
         let committed = self.0.commit_upload(&caller, &request.upload_id, root);
@@ -95,7 +95,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::AbortUploadRequest>,
     ) -> Result<Response<v1::AbortUploadResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let aborted = self.0.abort_upload(&caller, &request.upload_id);
         calls::answer(aborted, |()| v1::AbortUploadResponse {}).await
     }
@@ -104,7 +104,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let download = self.0.download(&caller, &request.snapshot, request.plain);
         calls::stream(download, convert::download_part).await
     }
@@ -113,7 +113,7 @@ impl ContentService for Content {
         &self,
         request: Request<v1::ReadSnapshotRequest>,
     ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let (offset_bytes, length_bytes) = (request.offset_bytes, request.length_bytes);
         let range = self
             .0

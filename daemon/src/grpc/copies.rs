@@ -17,7 +17,7 @@ impl CopyService for CopyCalls {
         &self,
         request: Request<v1::CreateCopyRequest>,
     ) -> Result<Response<v1::Copy>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let new = calls::decoded(&self.0, &caller, Action::CreateCopy, || {
             convert::new_copy(request)
         })?;
@@ -28,7 +28,7 @@ impl CopyService for CopyCalls {
         &self,
         request: Request<v1::GetCopyRequest>,
     ) -> Result<Response<v1::Copy>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         calls::answer(self.0.copy(&caller, &request.copy), convert::copy).await
     }
 
@@ -36,7 +36,7 @@ impl CopyService for CopyCalls {
         &self,
         request: Request<v1::ListCopiesRequest>,
     ) -> Result<Response<v1::ListCopiesResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let request = convert::list_copies(request);
         calls::answer(self.0.list_copies(&caller, &request), |page| {
             let (copies, next_page_token) = page.encode(convert::copy, v1::Copy::encoded_len);
@@ -52,7 +52,7 @@ impl CopyService for CopyCalls {
         &self,
         request: Request<v1::CancelCopyRequest>,
     ) -> Result<Response<v1::Copy>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let cancelled = self.0.cancel_copy(&caller, &request.copy);
         calls::answer(cancelled, convert::copy).await
     }
@@ -61,7 +61,7 @@ impl CopyService for CopyCalls {
         &self,
         request: Request<v1::LimitCopyRequest>,
     ) -> Result<Response<v1::Copy>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let limited = self
             .0
             .limit_copy(&caller, &request.copy, request.bytes_per_second);
@@ -72,7 +72,7 @@ impl CopyService for CopyCalls {
         &self,
         request: Request<v1::EstimateCopyRequest>,
     ) -> Result<Response<v1::EstimateCopyResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let source = || convert::copy_source(request.source);
         let source = calls::decoded(&self.0, &caller, Action::EstimateCopy, source)?;
         let estimate = self.0.estimate_copy(&caller, &source);

@@ -21,7 +21,7 @@ impl GcService for GcCalls {
         &self,
         request: Request<v1::RunGcRequest>,
     ) -> Result<Response<Self::RunGcStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let choice = convert::gc_choice(request.options);
         let run = async { self.0.run_gc(&caller, choice) };
         calls::stream(run, convert::gc_state).await
@@ -31,7 +31,7 @@ impl GcService for GcCalls {
         &self,
         request: Request<v1::GetGcStatusRequest>,
     ) -> Result<Response<v1::GcStatus>, Status> {
-        let (caller, _) = calls::opened(request)?;
+        let (caller, _) = calls::opened(&self.0, request)?;
         calls::answer(self.0.gc_status(&caller), convert::gc_status).await
     }
 
@@ -39,7 +39,7 @@ impl GcService for GcCalls {
         &self,
         request: Request<v1::StopGcRequest>,
     ) -> Result<Response<v1::GcStatus>, Status> {
-        let (caller, _) = calls::opened(request)?;
+        let (caller, _) = calls::opened(&self.0, request)?;
         calls::answer(self.0.stop_gc(&caller), convert::gc_status).await
     }
 
@@ -47,7 +47,7 @@ impl GcService for GcCalls {
         &self,
         request: Request<v1::PlanGcRequest>,
     ) -> Result<Response<v1::GcPlan>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let choice = convert::gc_choice(request.options);
         calls::answer(self.0.plan_gc(&caller, choice), convert::gc_plan).await
     }
@@ -56,7 +56,7 @@ impl GcService for GcCalls {
         &self,
         request: Request<v1::EstimateDeleteRequest>,
     ) -> Result<Response<v1::EstimateDeleteResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let estimate = self.0.estimate_delete(&caller, &request.snapshots);
         calls::answer(estimate, |it| v1::EstimateDeleteResponse {
             dead_bytes: it.dead_bytes,
@@ -69,7 +69,7 @@ impl GcService for GcCalls {
         &self,
         request: Request<v1::GetUsageRequest>,
     ) -> Result<Response<v1::GetUsageResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let v1::GetUsageRequest {
             snapshots,
             volumes,

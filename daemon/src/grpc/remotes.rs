@@ -16,7 +16,7 @@ impl RemoteService for RemoteCalls {
         &self,
         request: Request<v1::AddRemoteRequest>,
     ) -> Result<Response<v1::Remote>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let remote = || convert::new_remote(request.remote);
         let remote = calls::decoded(&self.0, &caller, Action::AddRemote, remote)?;
         calls::answer(self.0.add_remote(&caller, remote), convert::remote).await
@@ -26,7 +26,7 @@ impl RemoteService for RemoteCalls {
         &self,
         request: Request<v1::ListRemotesRequest>,
     ) -> Result<Response<v1::ListRemotesResponse>, Status> {
-        let (caller, _) = calls::opened(request)?;
+        let (caller, _) = calls::opened(&self.0, request)?;
         calls::answer(self.0.list_remotes(&caller), |remotes| {
             v1::ListRemotesResponse {
                 remotes: remotes.into_iter().map(convert::remote).collect(),
@@ -39,7 +39,7 @@ impl RemoteService for RemoteCalls {
         &self,
         request: Request<v1::RemoveRemoteRequest>,
     ) -> Result<Response<v1::RemoveRemoteResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let removed = self.0.remove_remote(&caller, &request.name);
         calls::answer(removed, |()| v1::RemoveRemoteResponse {}).await
     }

@@ -22,7 +22,7 @@ impl ReplicationService for Replication {
         &self,
         request: Request<v1::HoldRequest>,
     ) -> Result<Response<Self::HoldStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let held = self.0.hold_snapshot(&caller, &request.snapshot);
         calls::stream(held, |snapshot| v1::HoldResponse {
             snapshot: snapshot.map(|record| convert::snapshot(record.into())),
@@ -34,7 +34,7 @@ impl ReplicationService for Replication {
         &self,
         request: Request<v1::FetchNodesRequest>,
     ) -> Result<Response<v1::FetchNodesResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let keys = || request.nodes.iter().map(convert::node_key).collect();
         let keys = calls::decoded(&self.0, &caller, Action::FetchNodes, keys)?;
         calls::answer(self.0.export_nodes(&caller, keys), |nodes| {
@@ -49,7 +49,7 @@ impl ReplicationService for Replication {
         &self,
         request: Request<v1::FetchChunksRequest>,
     ) -> Result<Response<Self::FetchChunksStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let requests = || {
             let leaves = request.leaves.into_iter();
             leaves.map(convert::chunk_request).collect()

@@ -23,7 +23,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::ListSnapshotsRequest>,
     ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let request = convert::list_snapshots(request);
         calls::answer(self.0.list_snapshots(&caller, &request), |page| {
             let (snapshots, next_page_token) =
@@ -40,7 +40,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::GetSnapshotRequest>,
     ) -> Result<Response<v1::Snapshot>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let found = self.0.snapshot(&caller, &request.snapshot);
         calls::answer(found, convert::snapshot).await
     }
@@ -49,7 +49,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::CreateSnapshotsRequest>,
     ) -> Result<Response<v1::CreateSnapshotsResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let made = self
             .0
             .create_snapshots(&caller, convert::new_snapshots(request));
@@ -63,7 +63,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::DeleteSnapshotRequest>,
     ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let deleted = self.0.delete_snapshot(&caller, &request.snapshot);
         calls::answer(deleted, |deleted| v1::DeleteSnapshotResponse {
             deleted: Some(convert::snapshot(deleted)),
@@ -75,7 +75,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::DeleteSnapshotsRequest>,
     ) -> Result<Response<v1::DeleteSnapshotsResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let deleted = self.0.delete_snapshots(&caller, request.snapshots);
         calls::answer(deleted, |outcomes| v1::DeleteSnapshotsResponse {
             outcomes: outcomes.into_iter().map(convert::deletion).collect(),
@@ -87,7 +87,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::TagSnapshotRequest>,
     ) -> Result<Response<v1::Snapshot>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let change = TagChange {
             set: request.set,
             remove: request.remove,
@@ -100,7 +100,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::GiveSnapshotRequest>,
     ) -> Result<Response<v1::Snapshot>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let given = self
             .0
             .give_snapshot(&caller, &request.snapshot, &request.account);
@@ -111,7 +111,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::DiffSnapshotsRequest>,
     ) -> Result<Response<Self::DiffSnapshotsStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let diff = self
             .0
             .diff_snapshots(&caller, &request.base, &request.target);
@@ -125,7 +125,7 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::VerifySnapshotRequest>,
     ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let verify = self.0.verify_snapshot(&caller, &request.snapshot);
         calls::stream(verify, convert::verify_state).await
     }

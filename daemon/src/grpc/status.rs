@@ -16,7 +16,7 @@ impl StatusService for StatusOf {
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let (caller, _) = calls::opened(request)?;
+        let (caller, _) = calls::opened(&self.0, request)?;
         calls::answer(self.0.status(&caller), convert::status).await
     }
 }

@@ -17,7 +17,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::CreateVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let created = self.0.create_volume(&caller, convert::new_volume(request));
         calls::answer(created, convert::volume).await
     }
@@ -26,7 +26,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::CloneVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let made = self.0.clone_volume(&caller, convert::new_clone(request));
         calls::answer(made, convert::volume).await
     }
@@ -35,7 +35,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::ResizeVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let resized = self
             .0
             .resize_volume(&caller, &request.volume, request.size_bytes);
@@ -46,7 +46,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::GetVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let found = self.0.volume(&caller, &request.volume);
         calls::answer(found, convert::volume_details).await
     }
@@ -55,7 +55,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::ListVolumesRequest>,
     ) -> Result<Response<v1::ListVolumesResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let request = convert::list_volumes(request);
         calls::answer(self.0.list_volumes(&caller, &request), |page| {
             let (volumes, next_page_token) = page.encode(convert::volume, v1::Volume::encoded_len);
@@ -71,7 +71,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::TagVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let change = TagChange {
             set: request.set,
             remove: request.remove,
@@ -84,7 +84,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::GiveVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let given = self
             .0
             .give_volume(&caller, &request.volume, &request.account);
@@ -95,7 +95,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::DeleteVolumeRequest>,
     ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let deleted = self.0.delete_volume(&caller, &request.volume);
         calls::answer(deleted, |deleted| v1::DeleteVolumeResponse {
             deleted: Some(convert::volume(deleted)),
@@ -107,7 +107,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::AttachVolumeRequest>,
     ) -> Result<Response<v1::AttachVolumeResponse>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let attached = self
             .0
             .attach_volume(&caller, &request.volume, request.force);
@@ -122,7 +122,7 @@ impl VolumeService for Volumes {
         &self,
         request: Request<v1::DetachVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let (caller, request) = calls::opened(request)?;
+        let (caller, request) = calls::opened(&self.0, request)?;
         let detached = self.0.detach_volume(&caller, &request.volume);
         calls::answer(detached, convert::volume).await
     }

@@ -38,6 +38,14 @@ pub(crate) struct AccountChange {
     pub(crate) remove: Vec<Identity>,
 }
 
+impl AccountChange {
+    /// Returns true if it gives the account nothing: no identity, no name, and no more rights.
+    fn only_restricts(&self) -> bool {
+        let has_names = self.name.is_some() || self.alias.is_some();
+        !has_names && self.add.is_empty() && self.state == Some(AccountState::Disabled)
+    }
+}
+
 /// A token to be made.
 #[derive(Debug, Clone)]
 pub(crate) struct NewToken {
@@ -118,6 +126,10 @@ impl Service {
         let (store, sight) = (self.store().clone(), self.sight(caller));
         let accounts = self.0.parts.accounts.clone();
         let account = account.to_owned();
+        let action = match asked.only_restricts() {
+            true => Action::RestrictAccount,
+            false => Action::UpdateAccount,
+        };
         let change = async move {
             let id = sight.known(&account)?;
             are_free(accounts.directory(), &asked.add)?;
@@ -145,7 +157,7 @@ impl Service {
             };
             Ok(accounts.change(store.update_account(id, update)).await?)
         };
-        let call = (caller, Action::UpdateAccount);
+        let call = (caller, action);
         self.change(call, &on, change, |attempt, changed: &AccountRecord| {
             done!(
                 attempt,

@@ -88,8 +88,9 @@ impl Attachments {
     /// The volume is not attached, or its attachment has another number; and errors of the store.
     pub(super) async fn open(&self, key: VolumeKey, wanted: Option<u64>) -> Result<AttachedVolume> {
         let id = match key {
-            VolumeKey::Id(id) | VolumeKey::Owned { id, .. } => id,
-            VolumeKey::Name { .. } => self.store.volume(&key).await?.id,
+            VolumeKey::Id(id) => id,
+            // First, so that nobody waits for the volume of another account.
+            VolumeKey::Owned { .. } | VolumeKey::Name { .. } => self.store.volume(&key).await?.id,
         };
         let place = self.place(id);
         let mut used = place.lock().await;

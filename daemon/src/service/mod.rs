@@ -173,7 +173,7 @@ impl Service {
     }
 
     /// A caller whose principal is looked up now, for all parts of one operation.
-    fn resolved(&self, caller: &Caller) -> Caller {
+    pub(crate) fn resolved(&self, caller: &Caller) -> Caller {
         caller.clone().resolved(self.directory())
     }
 

@@ -26,6 +26,7 @@ fn snapctl_answers_people_and_programs() {
         "tags": { "tier": "gold" },
         "attached_at": null,
         "attachments": 0,
+        "owner": "000000000000",
     });
     let create = ["create", "web/db", "--size", "10G", "--tag", "tier=gold"];
     assert_eq!(json(&create), volume);

@@ -390,7 +390,7 @@ async fn acting(
     let directory = &shared.door.directory;
     let mut tokens = headers.get_all(AUTHORIZATION).iter();
     let Some(header) = tokens.next() else {
-        return Ok(caller.resolved(directory));
+        return Ok(caller);
     };
     // Another scheme, or a second header, is a wrong token, too.
     let text = header.to_str().ok().and_then(|text| {
@@ -400,7 +400,7 @@ async fn acting(
     let text = text.filter(|_| tokens.next().is_none());
     let checked = directory.check_token(caller.peer(), is_tls, text.unwrap_or_default());
     match checked {
-        Ok(token) => Ok(caller.with_token(token).resolved(directory)),
+        Ok(token) => Ok(caller.with_token(token)),
         Err(error) => {
             let delay = match error {
                 TokenError::Invalid => shared.failures.count(caller.peer().key()),
