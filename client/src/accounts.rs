@@ -358,8 +358,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if there is no such account, [`ErrorKind::Denied`] for the account of
-    /// another, and for scopes that the caller's own token does not have, [`ErrorKind::Invalid`]
+    /// [`ErrorKind::NotFound`] if there is no such account, [`ErrorKind::Denied`] for the account
+    /// of another, and for scopes that the caller's own token does not have, [`ErrorKind::Invalid`]
     /// for an invalid description, a lifetime of more than ten years, or of less than 1 s,
     /// [`ErrorKind::Conflict`] when the account has 100 tokens; errors of the connection. The call
     /// is not repeated, so after a lost connection the token may exist; nobody has its secret.

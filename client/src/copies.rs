@@ -122,7 +122,8 @@ pub struct Copy {
     pub snapshot_id: Option<String>,
     /// Tags of the snapshot here, in addition to those at the source.
     pub tags: BTreeMap<String, String>,
-    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without accounts.
+    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without
+    /// accounts.
     pub owner: String,
 }
 

@@ -51,8 +51,8 @@ pub struct Snapshot {
     /// The reason why it failed. For a pending snapshot: the reason why the last attempt could not
     /// complete it.
     pub failure: Option<String>,
-    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without accounts,
-    /// and in archives.
+    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without
+    /// accounts, and in archives.
     pub owner: String,
 }
 
@@ -107,8 +107,8 @@ pub struct SnapshotFilter {
     pub name_prefix: String,
     /// Only snapshots that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
-    /// Only snapshots of this account: its id, its name or its alias, or `self`. Empty or `all`: all that
-    /// the caller may see.
+    /// Only snapshots of this account: its id, its name or its alias, or `self`. Empty or `all`:
+    /// all that the caller may see.
     pub owner: String,
 }
 
@@ -335,14 +335,14 @@ impl Client {
         Snapshot::from_proto(&what, Some(tagged.into_inner()))
     }
 
-    /// Gives the snapshot with this name or id to another account, given by its id, name or alias, and
-    /// returns it. Only the administrator may do this.
+    /// Gives the snapshot with this name or id to another account, given by its id, name or alias,
+    /// and returns it. Only the administrator may do this.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot or account,
-    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the account has a snapshot of that
-    /// name; errors of the connection.
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the account has a snapshot
+    /// of that name; errors of the connection.
     pub async fn give_snapshot(&self, snapshot: &str, account: &str) -> Result<Snapshot> {
         let what = format!("give snapshot {snapshot} to account {account}");
         let request = v1::GiveSnapshotRequest {

@@ -38,7 +38,8 @@ pub struct Volume {
     pub attached_at: Option<SystemTime>,
     /// Number of attachments so far. While it is attached, the number of the current one.
     pub attachments: u64,
-    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without accounts.
+    /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without
+    /// accounts.
     pub owner: String,
     /// Its journal and pending snapshots. Only in the answer of [`Client::volume`].
     pub status: Option<VolumeStatus>,
@@ -109,8 +110,8 @@ pub struct VolumeFilter {
     pub name_prefix: String,
     /// Only volumes that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
-    /// Only volumes of this account: its id, its name or its alias, or `self`. Empty or `all`: all that
-    /// the caller may see.
+    /// Only volumes of this account: its id, its name or its alias, or `self`. Empty or `all`: all
+    /// that the caller may see.
     pub owner: String,
 }
 
@@ -351,9 +352,8 @@ impl Client {
         Volume::from_proto(&what, Some(detached.into_inner()))
     }
 
-    /// Gives the volume with this name or id to another account, given by its id, name or alias, and
-    /// returns it.
-    /// Its snapshots stay where they are. Only the administrator may do this.
+    /// Gives the volume with this name or id to another account, given by its id, name or alias,
+    /// and returns it. Its snapshots stay where they are. Only the administrator may do this.
     ///
     /// # Errors
     ///

@@ -128,22 +128,30 @@ async fn a_call_that_was_opened_before_has_no_rights_after_a_revocation() {
     let bearer = MetadataValue::try_from(format!("Bearer {}", secret.trim())).unwrap();
     request.metadata_mut().insert("authorization", bearer);
     let path = "/varve.v1.AccountService/CreateToken".parse().unwrap();
-    let call = tokio::spawn(async move { grpc.streaming(request, path, Raw).await });
-    // The daemon has taken the token by then.
-    let used = || {
-        let list = lab.snapctl().json(["account", "token", "list", "web"]);
-        list["tokens"][0]["last_used_at"].as_str().map(drop)
-    };
-    wait_for("the token to be used", used);
-    admin(&lab, &format!("account token revoke {id}"));
-    message.send(Vec::new()).await.unwrap();
-    drop(message);
-    let code = match call.await.unwrap() {
-        Err(status) => status.code(),
-        Ok(answer) => match answer.into_inner().message().await {
+    let call = async move {
+        match grpc.streaming(request, path, Raw).await {
             Err(status) => status.code(),
-            Ok(_) => Code::Ok,
-        },
+            Ok(answer) => match answer.into_inner().message().await {
+                Err(status) => status.code(),
+                Ok(_) => Code::Ok,
+            },
+        }
     };
+    let revoke = async move {
+        tokio::task::spawn_blocking(move || {
+            // The daemon has taken the token by then.
+            let used = || {
+                let list = lab.snapctl().json(["account", "token", "list", "web"]);
+                list["tokens"][0]["last_used_at"].as_str().map(drop)
+            };
+            wait_for("the token to be used", used);
+            admin(&lab, &format!("account token revoke {id}"));
+            message.blocking_send(Vec::new()).unwrap();
+            lab
+        })
+        .await
+        .unwrap()
+    };
+    let (code, _lab) = tokio::join!(call, revoke);
     assert_eq!(code, Code::Unauthenticated);
 }

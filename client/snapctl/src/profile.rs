@@ -185,7 +185,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         fs::write(&path, text).unwrap();
-        Profile::of_file(&path, Some(Path::new("/home/me")), name)
+        Profile::of_file(&path, Some(Path::new("/people/me")), name)
     }
 
     const TWO: &str = r#"
@@ -202,9 +202,9 @@ tls_ca = "/etc/varve/ca.pem"
     fn profiles_have_names_and_one_is_the_default() {
         let default = load(TWO, None).unwrap();
         let endpoint = default.endpoint.as_deref();
-        assert_eq!(endpoint, Some("unix:/home/me/varve/grpc.sock"));
+        assert_eq!(endpoint, Some("unix:/people/me/varve/grpc.sock"));
         let backup = load(TWO, Some("backup")).unwrap();
-        let token_file = Path::new("/home/me/.config/varve/backup.token");
+        let token_file = Path::new("/people/me/.config/varve/backup.token");
         assert_eq!(backup.token_file.as_deref(), Some(token_file));
         assert_eq!(
             backup.tls_ca.as_deref(),
@@ -267,18 +267,18 @@ tls_ca = "/etc/varve/ca.pem"
 
     #[test]
     fn the_file_is_where_the_user_has_settings() {
-        let home = Path::new("/home/me");
+        let home = Path::new("/people/me");
         let of = |config: &str, home| file(Some(PathBuf::from(config)), home);
         let at = |path: &str| Some(PathBuf::from(path));
         assert_eq!(of("/c", Some(home)), at("/c/varve/config.toml"));
         assert_eq!(of("/c", None), at("/c/varve/config.toml"));
         assert_eq!(
             of("rel", Some(home)),
-            at("/home/me/.config/varve/config.toml")
+            at("/people/me/.config/varve/config.toml")
         );
         assert_eq!(
             file(None, Some(home)),
-            at("/home/me/.config/varve/config.toml")
+            at("/people/me/.config/varve/config.toml")
         );
         assert_eq!(file(None, None), None);
     }

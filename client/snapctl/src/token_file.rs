@@ -19,7 +19,8 @@ const OTHERS: u32 = 0o077;
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Invalid`] for a file that is none of this; it is never repeated. Errors of the file.
+/// [`ErrorKind::Invalid`] for a file that is none of this; it is never repeated. Errors of the
+/// file.
 pub(crate) fn read(path: &Path) -> Result<TokenSecret> {
     let text = path.to_string_lossy();
     // The path of an error would show it.

@@ -236,7 +236,8 @@ impl Directory {
         self.0.clock.now_ns()
     }
 
-    /// Returns true for an identity that is always the administrator's: root, and the daemon's user.
+    /// Returns true for an identity that is always the administrator's: root, and the daemon's
+    /// user.
     pub(crate) fn is_administrators(&self, identity: &Identity) -> bool {
         matches!(identity, Identity::User(user) if *user == 0 || *user == self.0.own_user)
     }

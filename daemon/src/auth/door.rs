@@ -2,9 +2,9 @@
 //! target.
 //!
 //! Invariants: an [`Attempt`] is the only way to an operation, and it begins before anything is
-//! looked up or changed, unless the policy denies it. The code that does the work logs it once, with
-//! the outcome. An attempt that is dropped before it has an outcome is logged as well, so every
-//! operation has a line. Changes and refusals have a line in the audit log, too.
+//! looked up or changed, unless the policy denies it. The code that does the work logs it once,
+//! with the outcome. An attempt that is dropped before it has an outcome is logged as well, so
+//! every operation has a line. Changes and refusals have a line in the audit log, too.
 
 use std::{
     fmt,

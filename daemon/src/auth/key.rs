@@ -1,7 +1,7 @@
 //! The file with the key for hashes of secrets.
 //!
-//! It is made with the first token, in the data directory, and only its owner may have access to it.
-//! Without it no token is valid.
+//! It is made with the first token, in the data directory, and only its owner may have access to
+//! it. Without it no token is valid.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -204,9 +204,9 @@ pub(crate) enum Denied {
     },
 }
 
-/// Returns true if an operation takes rights or things away, or lets a guest go on. It goes on while
-/// the audit log cannot be written, whatever the setting: otherwise a full disk could not be made
-/// empty, nor a stolen token useless.
+/// Returns true if an operation takes rights or things away, or lets a guest go on. It goes on
+/// while the audit log cannot be written, whatever the setting: otherwise a full disk could not be
+/// made empty, nor a stolen token useless.
 pub(crate) const fn is_relief(action: Action) -> bool {
     matches!(
         action,

@@ -60,8 +60,8 @@ impl Config {
     }
 }
 
-/// As long as there are no accounts, a peer that reaches a TCP address may do everything, unless the
-/// daemon requires certificates.
+/// As long as there are no accounts, a peer that reaches a TCP address may do everything, unless
+/// the daemon requires certificates.
 fn open(
     service: &str,
     address: Option<SocketAddr>,

@@ -13,8 +13,8 @@ use super::{
 use crate::auth::{Action, Caller, Resource};
 
 impl Service {
-    /// Completed snapshots of the caller's account whose names sort after a name: those in the first
-    /// page of `limit` records that has any.
+    /// Completed snapshots of the caller's account whose names sort after a name: those in the
+    /// first page of `limit` records that has any.
     pub(crate) async fn exported_snapshots(
         &self,
         caller: &Caller,

@@ -1,8 +1,8 @@
 //! What a caller sees: the things of its account, and for the administrator everything.
 //!
-//! Invariant: what a caller does not see does not exist for it: the answer is the same, and takes the
-//! same look-ups. A key says whose record it is the key of, so the store checks that again in the
-//! transaction of a change.
+//! Invariant: what a caller does not see does not exist for it: the answer is the same, and takes
+//! the same look-ups. A key says whose record it is the key of, so the store checks that again in
+//! the transaction of a change.
 
 use varve_store::{AccountId, CloneSource, Error as StoreError, SnapshotKey, VolumeKey};
 

@@ -512,8 +512,8 @@ pub fn split_list_key(key: &[u8]) -> Result<(AccountId, &[u8]), FormatError> {
     }
 }
 
-/// The prefix of the keys of all records with a tag; their list keys follow. Neither a tag's key nor
-/// its value has a 0 in it.
+/// The prefix of the keys of all records with a tag; their list keys follow. Neither a tag's key
+/// nor its value has a 0 in it.
 #[must_use]
 pub fn tag_prefix(key: &str, value: &str) -> Vec<u8> {
     [key.as_bytes(), &[0], value.as_bytes(), &[0]].concat()

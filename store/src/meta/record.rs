@@ -115,8 +115,8 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks the name or the alias (`what`) of an account: as [`check_name`], and not of the form of an
-/// account's id, nor a word that stands for several accounts.
+/// Checks the name or the alias (`what`) of an account: as [`check_name`], and not of the form of
+/// an account's id, nor a word that stands for several accounts.
 ///
 /// # Errors
 ///

@@ -91,8 +91,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::OwnsRecords`] while it owns a snapshot, a volume or a copy that is
-    /// under way; [`Error::Invalid`] for the administrator.
+    /// [`Error::NotFound`]; [`Error::OwnsRecords`] while it owns a snapshot, a volume or a copy
+    /// that is under way; [`Error::Invalid`] for the administrator.
     pub async fn delete_account(&self, id: AccountId) -> Result<AccountRecord> {
         let delete = move |meta: &dyn Meta| {
             if id == AccountId::ADMINISTRATOR {

@@ -395,11 +395,10 @@ fn the_audit_log_is_shown_whole_or_its_end() {
     };
     let events = (1..=5).map(|number| event(number, "DeleteVolume"));
     daemon.state().accounts.audit = events.collect();
-    daemon
-        .state()
-        .accounts
-        .audit
-        .push(v1::AuditEvent::default());
+    daemon.state().accounts.audit.push(v1::AuditEvent {
+        time: None,
+        ..event(6, "GetVolume")
+    });
     let (code, _, stderr) = run(&daemon, &words("audit"));
     assert_ne!(code, 0, "an event without a time");
     assert!(stderr.contains("without a valid time"), "{stderr}");

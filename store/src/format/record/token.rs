@@ -27,8 +27,8 @@ impl IdKind for OfToken {
 /// Id of a token: `tok-` and 17 hexadecimal digits.
 pub type TokenId = RecordId<OfToken>;
 
-/// The keyed hash of a token's secret. `==` is for records: who checks a secret compares in constant
-/// time.
+/// The keyed hash of a token's secret. `==` is for records: who checks a secret compares in
+/// constant time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SecretHash([u8; 32]);
 
