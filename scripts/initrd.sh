@@ -50,7 +50,7 @@ small_initrd() {
   directory=/usr/lib/modules/$release
   klibc=$(names_in "$image" /usr/lib | grep '^klibc-.*\.so$') || return
 
-  for name in bin dev lib modules root; do member "$name" 0040755; done
+  for name in bin dev lib modules disk; do member "$name" 0040755; done
   file_of "$image" "/usr/lib/$klibc" "$work/file" || return
   member "lib/$klibc" 0100755 "$work/file"
   for program in insmod ln mkdir mount run-init sh; do
@@ -79,20 +79,20 @@ ln -s /proc/self/fd/1 /dev/stdout
 ln -s /proc/self/fd/2 /dev/stderr
 mkdir /dev/pts
 mount -t devpts -o noexec,nosuid,gid=5,mode=0620 devpts /dev/pts
-mount -t ext4 -o rw /dev/vda /root
-mount -t sysfs -o nodev,noexec,nosuid sysfs /root/sys
-mount -t proc -o nodev,noexec,nosuid proc /root/proc
-mount -t tmpfs -o nodev,noexec,nosuid,size=10%,mode=0755 tmpfs /root/run
-mount -n -o move /dev /root/dev
+mount -t ext4 -o rw /dev/vda /disk
+mount -t sysfs -o nodev,noexec,nosuid sysfs /disk/sys
+mount -t proc -o nodev,noexec,nosuid proc /disk/proc
+mount -t tmpfs -o nodev,noexec,nosuid,size=10%,mode=0755 tmpfs /disk/run
+mount -n -o move /dev /disk/dev
 init=/sbin/init
-read -r line </root/proc/cmdline
+read -r line </disk/proc/cmdline
 for word in $line; do
   case $word in
     --) break ;;
     init=*) init=${word#init=} ;;
   esac
 done
-exec run-init /root "$init" "$@" </root/dev/console >/root/dev/console 2>&1
+exec run-init /disk "$init" "$@" </disk/dev/console >/disk/dev/console 2>&1
 END
   } >"$work/init"
   member init 0100755 "$work/init"
