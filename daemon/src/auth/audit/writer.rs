@@ -183,12 +183,15 @@ impl Shared {
 
     /// Notes that writing has failed.
     fn failed(&self, path: &Path, error: &io::Error) {
+        // The reason first: whoever sees that it fails asks for it.
+        {
+            let mut state = self.state.lock();
+            state.why = format!("{}: {error}", path.display());
+            state.warn();
+        }
         self.is_failing.store(true, Ordering::Release);
         self.progress
             .send_modify(|progress| progress.is_failing = true);
-        let mut state = self.state.lock();
-        state.why = format!("{}: {error}", path.display());
-        state.warn();
     }
 }
 
