@@ -259,6 +259,10 @@ impl Server {
         let audit = open_audit(config).await?;
         let key_file = config.data_dir.join(KEY_FILE);
         let accounts = Accounts::load(store.clone(), key_file).await?;
+        let door = Door {
+            directory: accounts.directory().clone(),
+            audit: Some(Arc::clone(&audit)),
+        };
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {
             max_connections: descriptors.nbd_connections,
@@ -274,7 +278,7 @@ impl Server {
             uploads: Arc::clone(&uploads),
             gc: config.gc.settings,
             accounts: accounts.clone(),
-            audit: Some(Arc::clone(&audit)),
+            door: door.clone(),
             facts: Facts {
                 data_dir: config.data_dir.clone(),
                 started_at: SystemTime::now(),
@@ -285,10 +289,6 @@ impl Server {
         let routes = grpc::routes(&service, &health)?;
         let exports = move |caller| CallerExports::new(service.clone(), caller);
         let nbd = nbd::Server::with_places(exports, nbd_options, nbd_places);
-        let door = Door {
-            directory: accounts.directory().clone(),
-            audit: Some(Arc::clone(&audit)),
-        };
         let serving = Serving::new(routes, tasks.clone(), door);
         copies.resume().await?;
 

@@ -35,9 +35,9 @@ struct Inner {
     changing: Mutex<()>,
 }
 
-/// Why accounts cannot be read.
+/// Why a token cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LoadError {
+pub(crate) enum CreateTokenError {
     #[error(transparent)]
     Store(#[from] varve_store::Error),
     #[error(transparent)]
@@ -133,7 +133,7 @@ impl Accounts {
         scopes: Scopes,
         description: String,
         lifetime: Option<Duration>,
-    ) -> Result<(TokenRecord, BearerToken), LoadError> {
+    ) -> Result<(TokenRecord, BearerToken), CreateTokenError> {
         let _changing = self.0.changing.lock().await;
         let key = self.0.directory.key();
         let key = match key {
@@ -160,7 +160,7 @@ impl Accounts {
     }
 
     /// The key, made if it is not there.
-    async fn make_key(&self) -> Result<HashKey, LoadError> {
+    async fn make_key(&self) -> Result<HashKey, CreateTokenError> {
         let key = match self.read_key().await? {
             Some(key) => key,
             // Another key would make them invalid for ever.

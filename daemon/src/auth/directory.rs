@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     hash::Hash,
     mem,
     sync::{
@@ -144,7 +143,10 @@ impl Directory {
     /// A directory of nobody but the administrator, whose clock is never behind `least_ns`, in
     /// nanoseconds since 1970.
     pub(crate) fn new(least_ns: u64) -> Self {
-        let mut table = Table::default();
+        let mut table = Table {
+            has_only_administrator: true,
+            ..Table::default()
+        };
         let administrator = AccountRecord::administrator();
         table
             .accounts
@@ -239,7 +241,11 @@ impl Directory {
     /// Returns true for an identity that is always the administrator's: root, and the daemon's
     /// user.
     pub(crate) fn is_administrators(&self, identity: &Identity) -> bool {
-        matches!(identity, Identity::User(user) if *user == 0 || *user == self.0.own_user)
+        matches!(identity, Identity::User(user) if self.is_administrators_user(*user))
+    }
+
+    fn is_administrators_user(&self, user: u32) -> bool {
+        user == 0 || user == self.0.own_user
     }
 
     /// The account of this id, name or alias.
@@ -353,7 +359,7 @@ impl Directory {
         }
         let administrator = AccountId::ADMINISTRATOR;
         match *caller.peer() {
-            Peer::Unix { user, .. } if user == 0 || user == self.0.own_user => {
+            Peer::Unix { user, .. } if self.is_administrators_user(user) => {
                 return of(&administrator, format!("uid:{user}"), Scopes::ALL);
             }
             Peer::Unix { user, group, .. } => {
@@ -394,11 +400,5 @@ impl Directory {
             (is_late || expired != record.is_expired).then_some((record.id, (expired, used)))
         });
         tokens.collect()
-    }
-}
-
-impl fmt::Display for Principal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.account.id, self.identity)
     }
 }

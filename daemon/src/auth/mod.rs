@@ -21,7 +21,7 @@ pub(crate) mod key;
 mod policy;
 mod token;
 
-pub(crate) use accounts::{Accounts, LoadError};
+pub(crate) use accounts::{Accounts, CreateTokenError};
 pub use caller::{Caller, Face};
 pub(crate) use directory::{Directory, Principal, TokenError};
 pub(crate) use door::{Action, Attempt, Changed, Closed, Door, Resource, done};

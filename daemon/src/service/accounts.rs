@@ -10,10 +10,10 @@ use varve_store::{
 use super::{
     Service,
     error::{Error, Result},
-    sight::no_account,
+    request,
 };
 use crate::{
-    auth::{Action, Caller, Denied, Directory, Principal, Resource, done},
+    auth::{Action, Caller, Directory, Principal, Resource, done},
     limits,
 };
 
@@ -100,7 +100,7 @@ impl Service {
         let on = [Resource::Account(account)];
         self.pass(caller, Action::GetAccount, &on, async {
             let found = self.directory().find(account);
-            let found = found.ok_or_else(|| no_account(account))?;
+            let found = found.ok_or_else(|| request::not_found("account", account))?;
             Ok(AccountRecord::clone(&found))
         })
         .await
@@ -209,11 +209,9 @@ impl Service {
     ) -> Result<(TokenRecord, String)> {
         let name = new.account.clone();
         let on = [Resource::Account(&name)];
-        let accounts = self.0.parts.accounts.clone();
-        let principal = accounts.directory().principal(caller);
+        let (accounts, sight) = (self.0.parts.accounts.clone(), self.sight(caller));
         let change = async move {
-            let principal = principal.ok_or(Denied::Nobody)?;
-            let account = own_account(&principal, accounts.directory(), &new.account)?;
+            let account = sight.one_account(&new.account)?;
             if new
                 .lifetime
                 .is_some_and(|it| it > limits::TOKEN_LIFETIME_MAX)
@@ -249,10 +247,8 @@ impl Service {
     ) -> Result<Vec<TokenRecord>> {
         let on = [Resource::Account(account)];
         self.pass(caller, Action::ListTokens, &on, async {
-            let directory = self.directory();
-            let principal = directory.principal(caller).ok_or(Denied::Nobody)?;
-            let account = own_account(&principal, directory, account)?;
-            Ok(directory.tokens_of(account))
+            let account = self.sight(caller).one_account(account)?;
+            Ok(self.directory().tokens_of(account))
         })
         .await
     }
@@ -261,20 +257,13 @@ impl Service {
     pub(crate) async fn revoke_token(&self, caller: &Caller, token: &str) -> Result<TokenRecord> {
         let on = [Resource::Token(token)];
         let (store, accounts) = (self.store().clone(), self.0.parts.accounts.clone());
-        let principal = accounts.directory().principal(caller);
-        let text = token.to_owned();
+        let (sight, text) = (self.sight(caller), token.to_owned());
         let change = async move {
-            let principal = principal.ok_or(Denied::Nobody)?;
-            let no_token = || {
-                Error::Store(StoreError::NotFound {
-                    what: "token",
-                    name: text.chars().take(limits::QUOTED_CHARS_MAX).collect(),
-                })
-            };
+            let no_token = || request::not_found("token", &text);
             let id: TokenId = text.parse().map_err(|_| no_token())?;
             let known = accounts.directory().token(id).ok_or_else(no_token)?;
             // The tokens of others do not exist for it.
-            if !principal.is_administrator() && known.account != principal.id() {
+            if !sight.sees(known.account) {
                 return Err(no_token());
             }
             Ok(accounts.change(store.delete_token(id)).await?)
@@ -285,17 +274,6 @@ impl Service {
         })
         .await
     }
-}
-
-/// The account that a request about tokens is for: the administrator may name any, others only
-/// their own.
-fn own_account(principal: &Principal, directory: &Directory, asked: &str) -> Result<AccountId> {
-    if asked.is_empty() || asked == "self" {
-        return Ok(principal.id());
-    }
-    let found = directory.find(asked).map(|account| account.id);
-    let is_allowed = |id: &AccountId| principal.is_administrator() || *id == principal.id();
-    found.filter(is_allowed).ok_or_else(|| no_account(asked))
 }
 
 /// Checks that identities may be an account's: root and the daemon's user always are the

@@ -154,7 +154,7 @@ impl Service {
 fn seen(copies: &Copies, sight: &Sight, id: &str) -> Result<CopyStatus> {
     let status = copies.status(request::copy_id(id)?)?;
     if !sight.sees(status.record.owner) {
-        return Err(request::no_copy(id));
+        return Err(request::not_found("copy", id));
     }
     Ok(status)
 }

@@ -4,7 +4,7 @@ use varve_store::Error as StoreError;
 
 use crate::{
     auth::{
-        Closed, Denied, LoadError, TokenError,
+        Closed, CreateTokenError, Denied, TokenError,
         audit::{AuditError, ReadError},
         key::KeyError,
     },
@@ -158,11 +158,11 @@ impl From<Closed> for Error {
     }
 }
 
-impl From<LoadError> for Error {
-    fn from(error: LoadError) -> Self {
+impl From<CreateTokenError> for Error {
+    fn from(error: CreateTokenError) -> Self {
         match error {
-            LoadError::Store(error) => error.into(),
-            LoadError::Key(error) => error.into(),
+            CreateTokenError::Store(error) => error.into(),
+            CreateTokenError::Key(error) => error.into(),
         }
     }
 }

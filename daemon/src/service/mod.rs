@@ -78,7 +78,7 @@ pub(crate) use self::{
 };
 use self::{attachments::Attachments, sight::Sight, uploads::Intake};
 use crate::{
-    auth::{Accounts, Action, Attempt, Caller, Changed, Directory, Door, Resource, audit::Audit},
+    auth::{Accounts, Action, Attempt, Caller, Changed, Directory, Door, Resource},
     copies::Copies,
     limits,
     resources::shares::{Hold, Shares},
@@ -100,8 +100,8 @@ pub(crate) struct Parts {
     pub(crate) gc: GcSettings,
     /// Accounts, and whom callers act for.
     pub(crate) accounts: Accounts,
-    /// The log of changes and refusals; `None`: there is none.
-    pub(crate) audit: Option<Arc<Audit>>,
+    /// What every operation passes.
+    pub(crate) door: Door,
     /// Facts about the daemon itself.
     pub(crate) facts: Facts,
 }
@@ -113,7 +113,6 @@ pub(crate) struct Service(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     parts: Parts,
-    door: Door,
     attachments: Attachments,
     intake: Intake,
     /// Places for downloads and reads.
@@ -139,10 +138,6 @@ impl Service {
             checks: places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
             fetches: places("fetches of chunks", limits::COPY_STREAMS_MAX),
             holds: replication::holds(),
-            door: Door {
-                directory: parts.accounts.directory().clone(),
-                audit: parts.audit.clone(),
-            },
             parts,
         }))
     }
@@ -169,7 +164,7 @@ impl Service {
 
     /// Begins an operation, if the policy permits it.
     fn begin(&self, caller: &Caller, action: Action, on: &[Resource<'_>]) -> Result<Attempt> {
-        Ok(Attempt::begin(&self.0.door, caller, action, on)?)
+        Ok(Attempt::begin(&self.0.parts.door, caller, action, on)?)
     }
 
     /// A caller whose principal is looked up now, for all parts of one operation.
@@ -196,7 +191,7 @@ impl Service {
     }
 
     fn directory(&self) -> &Directory {
-        self.0.parts.accounts.directory()
+        &self.0.parts.door.directory
     }
 
     /// Passes a change. A task makes it and logs it with `tell`: a change that has begun is

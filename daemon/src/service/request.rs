@@ -20,14 +20,14 @@ pub(super) fn are_snapshots(texts: &[String]) -> Result<()> {
 /// The id of a copy in a request.
 pub(super) fn copy_id(text: &str) -> Result<CopyId> {
     // Nothing else names a copy.
-    text.parse().map_err(|_| no_copy(text))
+    text.parse().map_err(|_| not_found("copy", text))
 }
 
-/// The error for a copy that is not there, or that the caller does not see.
-pub(super) fn no_copy(id: &str) -> Error {
+/// The error for something that is not there, or that the caller does not see.
+pub(super) fn not_found(what: &'static str, text: &str) -> Error {
     Error::Store(StoreError::NotFound {
-        what: "copy",
-        name: id.chars().take(limits::QUOTED_CHARS_MAX).collect(),
+        what,
+        name: text.chars().take(limits::QUOTED_CHARS_MAX).collect(),
     })
 }
 

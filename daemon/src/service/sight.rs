@@ -4,16 +4,13 @@
 //! the same look-ups. A key says whose record it is the key of, so the store checks that again in
 //! the transaction of a change.
 
-use varve_store::{AccountId, CloneSource, Error as StoreError, SnapshotKey, VolumeKey};
+use varve_store::{AccountId, CloneSource, SnapshotKey, VolumeKey};
 
 use super::{
     error::{Error, Result},
     request,
 };
-use crate::{
-    auth::{Denied, Directory, Principal},
-    limits,
-};
+use crate::auth::{Denied, Directory, Principal};
 
 /// What a caller sees.
 #[derive(Debug, Clone)]
@@ -41,7 +38,7 @@ impl Sight {
     /// The account of this id, name or alias.
     pub(super) fn known(&self, text: &str) -> Result<AccountId> {
         let found = self.directory.find(text).map(|account| account.id);
-        found.ok_or_else(|| no_account(text))
+        found.ok_or_else(|| request::not_found("account", text))
     }
 
     /// Returns true if the caller sees the things of an account.
@@ -62,14 +59,23 @@ impl Sight {
     /// The owner that a list is limited to, as a request has it: an account, `self`, or `all`.
     /// `None`: everybody.
     pub(super) fn owner(&self, asked: &str) -> Result<Option<AccountId>> {
-        let owner = match asked {
-            "" | "all" if self.sees_all => return Ok(None),
-            "" | "all" | "self" => return self.account().map(Some),
-            other => self.directory.find(other).map(|account| account.id),
-        };
-        match owner.filter(|owner| self.sees(*owner)) {
-            Some(owner) => Ok(Some(owner)),
-            None => Err(no_account(asked)),
+        match asked {
+            "" | "all" if self.sees_all => Ok(None),
+            "" | "all" => self.account().map(Some),
+            one => self.one_account(one).map(Some),
+        }
+    }
+
+    /// The account that a request is about, if the caller sees its things. Empty or `self`: the
+    /// caller's own.
+    pub(super) fn one_account(&self, asked: &str) -> Result<AccountId> {
+        if ["", "self"].contains(&asked) {
+            return self.account();
+        }
+        let known = self.known(asked)?;
+        match self.sees(known) {
+            true => Ok(known),
+            false => Err(request::not_found("account", asked)),
         }
     }
 
@@ -126,12 +132,4 @@ pub(super) enum Source<'a> {
     Snapshot(&'a str),
     Volume(&'a str),
     Either(&'a str),
-}
-
-/// The error for an account that is not there, or that the caller may not know.
-pub(super) fn no_account(name: &str) -> Error {
-    Error::Store(StoreError::NotFound {
-        what: "account",
-        name: name.chars().take(limits::QUOTED_CHARS_MAX).collect(),
-    })
 }

@@ -9,7 +9,7 @@ use varve_store::{AccountId, IncomingChunk, Options};
 
 use super::*;
 use crate::{
-    auth::Face,
+    auth::{Face, audit::Audit},
     config::Config,
     error::{Classified as _, ErrorKind},
     net::{peer::Peer, places::Places},
@@ -34,9 +34,13 @@ impl Fixture {
         let key_file = dir.path().join("auth.key");
         let accounts = Accounts::load(store.clone(), key_file).await.unwrap();
         let audit = Audit::open(dir.path(), &Default::default()).unwrap();
+        let door = Door {
+            directory: accounts.directory().clone(),
+            audit: Some(Arc::new(audit)),
+        };
         let service = Service::new(Parts {
             accounts,
-            audit: Some(Arc::new(audit)),
+            door,
             store,
             tasks,
             copies,

@@ -142,20 +142,7 @@ pub(crate) fn check_account_name(what: &str, name: &str) -> Result<()> {
 ///
 /// [`Error::Invalid`], with what it may be.
 pub(crate) fn check_description(text: &str) -> Result<()> {
-    let chars = text.chars().count();
-    if chars > limits::DESCRIPTION_CHARS_MAX {
-        return Err(Error::Invalid(format!(
-            "a description of {chars} characters, at most {} are allowed",
-            limits::DESCRIPTION_CHARS_MAX
-        )));
-    }
-    match text.chars().find(|char| !is_printable(*char)) {
-        Some(char) => Err(Error::Invalid(format!(
-            "description: the character U+{:04X} is not printable and not allowed",
-            u32::from(char)
-        ))),
-        None => Ok(()),
-    }
+    check_text("token", "description", text, limits::DESCRIPTION_CHARS_MAX)
 }
 
 /// Checks an identity of an account.
@@ -174,14 +161,8 @@ pub(crate) fn check_identity(identity: &Identity) -> Result<()> {
             limits::SUBJECT_BYTES_MAX
         )));
     }
-    match subject.chars().find(|char| !is_printable(*char)) {
-        Some(char) => Err(Error::Invalid(format!(
-            "subject {}: the character U+{:04X} is not printable and not allowed",
-            shortened(subject),
-            u32::from(char)
-        ))),
-        None => Ok(()),
-    }
+    // It has fewer characters than bytes.
+    check_text("certificate", "subject", subject, limits::SUBJECT_BYTES_MAX)
 }
 
 /// Checks that an account exists, which a new record will belong to.
@@ -221,14 +202,16 @@ pub fn check_tags(what: &str, tags: &Tags) -> Result<()> {
                 "the key of a tag cannot be empty".to_owned(),
             ));
         }
-        check_tag_text("key", key, key, limits::TAG_KEY_CHARS_MAX)?;
-        check_tag_text("value", key, value, limits::TAG_VALUE_CHARS_MAX)?;
+        let tag = format!("tag {}", shortened(key));
+        check_text(&tag, "key", key, limits::TAG_KEY_CHARS_MAX)?;
+        check_text(&tag, "value", value, limits::TAG_VALUE_CHARS_MAX)?;
     }
     Ok(())
 }
 
-fn check_tag_text(part: &str, key: &str, text: &str, most: usize) -> Result<()> {
-    let invalid = |why: String| Err(Error::Invalid(format!("tag {}: {why}", shortened(key))));
+/// Checks a text that is a `part` of something: its length, and that it is printable.
+fn check_text(of: &str, part: &str, text: &str, most: usize) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid(format!("{of}: {why}")));
     let chars = text.chars().count();
     if chars > most {
         return invalid(format!(

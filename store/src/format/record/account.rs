@@ -7,7 +7,7 @@ use varve_content::RootId;
 use super::{CatalogRecord, Keys, Kind, RecordKey};
 use crate::format::{
     AccountId, FormatError,
-    fields::{Fields, put_text},
+    fields::{Fields, put_count, put_text},
 };
 
 /// The version of [`AccountRecord`]'s encoding, its first byte.
@@ -267,10 +267,4 @@ impl CatalogRecord for AccountRecord {
         fields.end()?;
         Ok(record)
     }
-}
-
-fn put_count(bytes: &mut Vec<u8>, count: usize) {
-    // Bounded by the limits of the store.
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    bytes.extend_from_slice(&count.to_le_bytes());
 }
