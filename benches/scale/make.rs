@@ -20,7 +20,7 @@ use varve_content::{
     tree::{InnerNode, Root, TreeBuilder},
 };
 use varve_store::{
-    AccountId, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState,
+    AccountId, Sharing, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState,
     format::{
         Change, Name, PackKind, StoreId,
         catalog_log::{LogHeader, Record},
@@ -229,6 +229,7 @@ impl Store {
             tags,
             origin: None,
             parent: None,
+            sharing: Sharing::default(),
         };
         let record = Record::One(Change::put(&record));
         self.log.write_all(&record.encode(self.sequence))?;

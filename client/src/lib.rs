@@ -134,7 +134,8 @@ pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;
 pub use replication::{ChunkRequest, ChunkStream, FetchedChunk, FetchedLeaf};
 pub use snapshots::{
-    Snapshot, SnapshotDeletion, SnapshotFilter, SnapshotProgress, SnapshotState, SnapshotVolume,
+    Sharing, Snapshot, SnapshotDeletion, SnapshotFilter, SnapshotProgress, SnapshotState,
+    SnapshotVolume,
 };
 pub use status::Status;
 pub use upload::{

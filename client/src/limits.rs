@@ -70,8 +70,13 @@ pub(crate) const COMPRESSED_JOBS_MAX: usize = 6;
 pub(crate) const PUT_STREAMS: usize = 4;
 /// Payload of one message of chunks, unless the daemon asks for less.
 pub(crate) const MESSAGE_PAYLOAD_BYTES: usize = 1 << 20;
-/// Entries of leaves that are put with one call, and up to a job's beyond them: some 800 KiB.
-pub(crate) const LEAF_ENTRIES_PER_MESSAGE: usize = 16 << 10;
+/// Entries of leaves that are put with one call, and up to a job's beyond them: some 200 KiB.
+pub(crate) const LEAF_ENTRIES_PER_MESSAGE: usize = 4 << 10;
+/// Chunks for which a daemon remembers, at least, that an account has sent them, until their leaves
+/// come.
+const PROVED_CHUNKS: usize = 57_344;
+/// Entries of a leaf: each chunk of the least size, a block, has a hole behind it.
+const LEAF_ENTRIES_MAX: usize = SEGMENT_BLOCKS as usize / 2;
 /// Calls that put leaves, under way at one time.
 pub(crate) const LEAF_CALLS_MAX: usize = 4;
 
@@ -162,6 +167,12 @@ const _: () = assert!(
         + (DECODERS_MAX + 1) * CONTENT_MESSAGE_BYTES_MAX
         + (DECODERS_MAX + 2) * SEGMENT_BYTES
         <= PIPELINE_MEMORY_MAX
+);
+// Of the chunks that are sent and whose leaves are not put yet, the daemon forgets none.
+const _: () = assert!(
+    (JOBS_IN_FLIGHT + LEAF_CALLS_MAX + 1) * LEAF_ENTRIES_MAX
+        + (LEAF_CALLS_MAX + 1) * LEAF_ENTRIES_PER_MESSAGE
+        <= PROVED_CHUNKS
 );
 // A job has room for any segment, and every reader can have a buffer.
 const _: () =

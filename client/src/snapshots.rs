@@ -54,6 +54,17 @@ pub struct Snapshot {
     /// Id of the account that it belongs to, 12 decimal digits. Empty from daemons without
     /// accounts, and in archives.
     pub owner: String,
+    /// Whom it is shared with. Only its owner and the administrator see that.
+    pub sharing: Sharing,
+}
+
+/// Those who may read a snapshot beside its owner.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Sharing {
+    /// Ids of accounts, 12 decimal digits. In requests of the administrator also their names.
+    pub accounts: Vec<String>,
+    /// All accounts, also those that are made later.
+    pub everybody: bool,
 }
 
 /// The volume that a snapshot was made of.
@@ -354,6 +365,50 @@ impl Client {
         let given = given.map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, Some(given.into_inner()))
     }
+
+    /// Shares the snapshot with this name or id with others, beside those whom it is shared with
+    /// already, and returns it. They may read it, and make volumes from it, by its id.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot,
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for an account that is not
+    /// named by its id, [`ErrorKind::ResourceExhausted`](crate::ErrorKind::ResourceExhausted) for
+    /// more than 1000 accounts; errors of the connection.
+    pub async fn share_snapshot(&self, snapshot: &str, with: Sharing) -> Result<Snapshot> {
+        let what = format!("share snapshot {snapshot}");
+        let request = v1::ShareSnapshotRequest {
+            snapshot: snapshot.to_owned(),
+            accounts: with.accounts,
+            everybody: with.everybody,
+        };
+        let shared = retry::idempotent(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.share_snapshot(request).await }
+        });
+        let shared = shared.await.map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, Some(shared.into_inner()))
+    }
+
+    /// Ends the sharing of a snapshot with these, and returns it. What they made of it stays.
+    ///
+    /// # Errors
+    ///
+    /// As of [`share_snapshot`](Self::share_snapshot).
+    pub async fn unshare_snapshot(&self, snapshot: &str, with: Sharing) -> Result<Snapshot> {
+        let what = format!("end the sharing of snapshot {snapshot}");
+        let request = v1::UnshareSnapshotRequest {
+            snapshot: snapshot.to_owned(),
+            accounts: with.accounts,
+            everybody: with.everybody,
+        };
+        let unshared = retry::idempotent(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.unshare_snapshot(request).await }
+        });
+        let unshared = unshared.await.map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, Some(unshared.into_inner()))
+    }
 }
 
 impl Snapshot {
@@ -390,6 +445,8 @@ impl Snapshot {
             failure: self.failure.clone().unwrap_or_default(),
             // An account of one store means nothing in another.
             owner: String::new(),
+            shared_accounts: Vec::new(),
+            shared_with_everybody: false,
         }
     }
 
@@ -439,6 +496,10 @@ impl Snapshot {
             }),
             failure: (!snapshot.failure.is_empty()).then_some(snapshot.failure),
             owner: snapshot.owner,
+            sharing: Sharing {
+                accounts: snapshot.shared_accounts,
+                everybody: snapshot.shared_with_everybody,
+            },
         })
     }
 }

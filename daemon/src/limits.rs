@@ -66,6 +66,8 @@ pub const PAGE_DEFAULT: usize = 100;
 /// Length at which a page ends early. With all tags at their longest, a full page would take 76 MB,
 /// and gRPC clients accept messages of 4 MiB by default.
 pub const PAGE_BYTES: usize = 2 << 20;
+/// Accounts in one `ShareSnapshotRequest`.
+pub const SHARE_ACCOUNTS_MAX: usize = 100;
 /// Snapshots in one `DeleteSnapshotsRequest`.
 pub const DELETE_SNAPSHOTS_MAX: usize = varve_client::DELETE_SNAPSHOTS_MAX;
 /// Length of a snapshot's or volume's name or id in a request. A longer one cannot exist: names
@@ -90,7 +92,9 @@ pub const REQUEST_FIELDS_MAX: u64 = 128 << 10;
 /// Bytes of one of [`REQUEST_FIELDS_MAX`] after decoding: a chunk has 72 bytes, and a growing list
 /// exists twice for a moment.
 pub const REQUEST_FIELD_BYTES: u64 = 96;
-/// Length of a `FindMissingRequest`: its ids, and the id of the upload.
+/// Segments in one `FindMissingRequest`.
+pub const FIND_SEGMENTS_MAX: usize = 64;
+/// Length of a `FindMissingRequest`: its ids, the id of the upload, and the segments.
 pub const FIND_MESSAGE_BYTES_MAX: usize = FIND_IDS_MAX as usize * ChunkId::BYTES + 1024;
 /// Time for a request to arrive, in addition to the time for its length.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);

@@ -276,6 +276,7 @@ impl Server {
             copies: copies.clone(),
             stop: stop.clone(),
             uploads: Arc::clone(&uploads),
+            hides_dedupe: config.hides_dedupe,
             gc: config.gc.settings,
             accounts: accounts.clone(),
             door: door.clone(),

@@ -51,6 +51,8 @@ pub const TOKENS_MAX: usize = 10_000;
 pub const DESCRIPTION_CHARS_MAX: usize = 255;
 /// Identities of an account: users, groups and certificates that act for it.
 pub const IDENTITIES_MAX: usize = 64;
+/// Accounts that a snapshot is shared with by name.
+pub const SHARED_ACCOUNTS_MAX: usize = 1000;
 /// Bytes of the subject of a certificate in an identity.
 pub const SUBJECT_BYTES_MAX: usize = 512;
 /// Remotes: other daemons that have names.
@@ -179,7 +181,12 @@ pub const SHORTAGE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 /// Bytes of the largest volume: the leaves of one upload stay below [`UPLOAD_LEAVES_MAX`].
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Leaves that all open uploads together may have put and not committed; 36 bytes each.
-pub const UPLOAD_LEAVES_MAX: usize = 2 << 20;
+pub const UPLOAD_LEAVES_MAX: usize = (2 << 20) + PROVED_LEAVES;
+/// Chunks that the sender of an upload has proved to have, in each of two generations: as many as a
+/// hash table of 2^16 places holds.
+pub const PROVED_CHUNKS: usize = (1 << 16) / 8 * 7;
+/// Leaves whose room the fingerprints of an upload take: two tables of 2^16 places, 9 bytes each.
+pub const PROVED_LEAVES: usize = 2 * 9 * (1 << 16) / 36;
 /// Bytes of all journal files of one volume, by default; a setting.
 pub const JOURNAL_BYTES_MAX: u64 = 8 << 30;
 /// The smallest and the largest value of that setting.
@@ -317,7 +324,7 @@ pub const LIST_SLICE_RECORDS: usize = 64;
 /// Memory of the store in all, except the maps of journals ([`MAPS_BYTES_MAX`], and
 /// [`MAP_BYTES_LEAST`] of each volume). The daemon's promise of 512 MiB leaves the rest to
 /// connections and the program.
-pub const STORE_MEMORY_MAX: u64 = 484 << 20;
+pub const STORE_MEMORY_MAX: u64 = 486 << 20;
 
 const _: () = assert!(
     CHUNK_CACHE_BYTES
@@ -341,7 +348,7 @@ const _: () = assert!(
 const _: () = assert!(GC_BYTES_MAX < CHUNK_CACHE_BYTES && GC_BYTES_FIXED < GC_BYTES_MAX);
 const _: () = assert!(24 * GC_SHARD_NAMES as u64 <= GC_BYTES_FIXED);
 const _: () = assert!(
-    VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64)
+    VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64) + PROVED_LEAVES as u64
         <= UPLOAD_LEAVES_MAX as u64
 );
 const _: () = assert!(VOLUME_BYTES_MAX.is_multiple_of(crate::format::volume::SECTOR_BYTES));

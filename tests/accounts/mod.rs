@@ -3,8 +3,10 @@
 
 mod audit;
 mod certificates;
+mod sharing;
 mod table;
 mod tokens;
+mod uploads;
 mod users;
 
 use std::{

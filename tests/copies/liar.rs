@@ -252,6 +252,20 @@ impl SnapshotService for Served {
         no()
     }
 
+    async fn share_snapshot(
+        &self,
+        _: Request<v1::ShareSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        no()
+    }
+
+    async fn unshare_snapshot(
+        &self,
+        _: Request<v1::UnshareSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        no()
+    }
+
     async fn diff_snapshots(
         &self,
         _: Request<v1::DiffSnapshotsRequest>,

@@ -15,7 +15,7 @@ use varve_store::format::{
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackPhase, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
-    record::{Counter, Kind},
+    record::{Counter, Kind, Sharing},
     store_file::StoreFile,
 };
 use varve_tests::{nbd, random::Random};
@@ -82,6 +82,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ),
             ("failed", snapshot_of_volume(failed()).encode()),
             ("of-account", snapshot_of_account().encode()),
+            ("shared", shared_snapshot().encode()),
         ],
         "volume-record" => vec![
             ("fresh", volume(false).encode()),
@@ -371,6 +372,17 @@ fn snapshot_of_account() -> SnapshotRecord {
     }
 }
 
+/// The same in its fourth version.
+fn shared_snapshot() -> SnapshotRecord {
+    SnapshotRecord {
+        sharing: Sharing {
+            everybody: true,
+            accounts: [account(), AccountId::default()].into(),
+        },
+        ..snapshot_of_account()
+    }
+}
+
 /// A record that needs the fourth version of the encoding.
 fn volume_of_account() -> VolumeRecord {
     VolumeRecord {
@@ -400,6 +412,7 @@ pub(super) fn snapshot(tags: u8) -> SnapshotRecord {
             .collect::<BTreeMap<_, _>>(),
         origin: None,
         parent: None,
+        sharing: Sharing::default(),
     }
 }
 

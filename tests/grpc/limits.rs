@@ -59,6 +59,7 @@ async fn messages_over_the_limits_are_refused() {
         let request = FindMissingRequest {
             upload_id: begun.upload_id.clone(),
             ids: vec![7; 32 * ids].into(),
+            segments: Vec::new(),
         };
         match rpc.content.clone().find_missing(request).await {
             Ok(found) => assert!(
@@ -71,6 +72,7 @@ async fn messages_over_the_limits_are_refused() {
     let request = FindMissingRequest {
         upload_id: begun.upload_id.clone(),
         ids: vec![7; 33].into(),
+        segments: Vec::new(),
     };
     assert_eq!(
         rpc.content

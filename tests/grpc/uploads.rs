@@ -467,6 +467,7 @@ async fn an_upload_that_is_not_known_is_refused() {
     let request = FindMissingRequest {
         upload_id: "unknown".to_owned(),
         ids: Bytes::new(),
+        segments: Vec::new(),
     };
     assert_refused(
         scene.rpc.content.clone().find_missing(request).await,

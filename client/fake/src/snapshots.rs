@@ -183,6 +183,33 @@ impl SnapshotService for Service {
         Ok(Response::new(snapshot.clone()))
     }
 
+    async fn share_snapshot(
+        &self,
+        request: Request<v1::ShareSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let name = state.snapshot_name(&request.snapshot)?;
+        let (snapshot, _) = state.snapshots.get_mut(&name).unwrap();
+        snapshot.shared_accounts.extend(request.accounts);
+        snapshot.shared_with_everybody |= request.everybody;
+        Ok(Response::new(snapshot.clone()))
+    }
+
+    async fn unshare_snapshot(
+        &self,
+        request: Request<v1::UnshareSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let name = state.snapshot_name(&request.snapshot)?;
+        let (snapshot, _) = state.snapshots.get_mut(&name).unwrap();
+        let gone = &request.accounts;
+        snapshot.shared_accounts.retain(|it| !gone.contains(it));
+        snapshot.shared_with_everybody &= !request.everybody;
+        Ok(Response::new(snapshot.clone()))
+    }
+
     type DiffSnapshotsStream = Answers<v1::DiffSnapshotsResponse>;
 
     async fn diff_snapshots(

@@ -53,6 +53,10 @@ pub(crate) struct Import {
     /// The file is an archive, written by `export --archive`
     #[arg(long, conflicts_with = "format")]
     archive: bool,
+    /// Do not send what this snapshot has at the same place; only accounts need this, because the
+    /// administrator sends nothing that the store has
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "archive")]
+    similar_to: Option<String>,
     /// A tag for the snapshot; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
@@ -121,13 +125,15 @@ impl Import {
             .source(self.format, self.disk, &self.allow_dirs, options)
             .await?;
         let control = signals::control();
-        let upload = client
+        let mut upload = client
             .upload(name)
             .tags(BTreeMap::from_iter(self.tags))
-            .control(&control)
-            .run(source);
-        let report =
-            meter::watch("import", options.quiet, &control.progress, Box::pin(upload)).await?;
+            .control(&control);
+        if let Some(snapshot) = &self.similar_to {
+            upload = upload.similar_to(options.named.snapshot(&client, snapshot).await?);
+        }
+        let upload = Box::pin(upload.run(source));
+        let report = meter::watch("import", options.quiet, &control.progress, upload).await?;
         print(&report, options.output)
     }
 }

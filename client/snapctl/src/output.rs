@@ -52,6 +52,9 @@ pub(crate) struct SnapshotJson<'a> {
     failure: Option<&'a str>,
     /// `null` from daemons without accounts, and in archives.
     owner: Option<&'a str>,
+    /// Empty for callers who are not the owner, nor the administrator.
+    shared_accounts: &'a [String],
+    shared_with_everybody: bool,
 }
 
 /// Progress of a pending snapshot, as JSON.
@@ -83,6 +86,8 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
             }),
             failure: snapshot.failure.as_deref(),
             owner: owner(&snapshot.owner),
+            shared_accounts: &snapshot.sharing.accounts,
+            shared_with_everybody: snapshot.sharing.everybody,
         }
     }
 }

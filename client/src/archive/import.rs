@@ -179,8 +179,10 @@ fn request(
     snapshot: &Snapshot,
     name: String,
     tags: BTreeMap<String, String>,
-    base_here: Option<String>,
+    base_here: Option<BaseHere>,
 ) -> v1::BeginUploadRequest {
+    let parent = base_here.as_ref().filter(|base| base.is_parent);
+    let parent = parent.map(|base| base.id.clone());
     let mut all_tags = snapshot.tags.clone();
     all_tags.extend(tags);
     v1::BeginUploadRequest {
@@ -190,38 +192,48 @@ fn request(
             version: CHUNKER_VERSION,
         }),
         tags: all_tags,
-        lineage: Some(lineage(snapshot, base_here)),
+        lineage: Some(lineage(snapshot, parent)),
         keep_packed: true,
+        base: base_here.map(|base| base.id).unwrap_or_default(),
     }
 }
 
-/// Checks that the store has the base of an archive. Returns the id of the previous snapshot, if
-/// the store has it.
-async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
+/// The base of an archive in this store.
+struct BaseHere {
+    id: String,
+    /// It is the snapshot before the archive's.
+    is_parent: bool,
+}
+
+/// Checks that the store has the base of an archive. Returns the snapshot with its content, if it
+/// has the name of the base.
+async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<Option<BaseHere>> {
     let Some(base) = &facts.base else {
         return Ok(None);
     };
     let root = base.root;
     let root = root.ok_or_else(|| Error::internal(what, "a base without a root"))?;
-    match client.fetch_root(root).await {
+    match client.snapshot(&base.name).await {
+        Ok(here) if here.root == base.root => {
+            return Ok(Some(BaseHere {
+                id: here.id,
+                is_parent: facts.snapshot.parent.as_ref() == Some(&base.id),
+            }));
+        }
         Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    match client.fetch_root(root).await {
+        Ok(_) => Ok(None),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let why = format!(
                 "it is the difference of {} to {}, and the store has no snapshot with the content \
                  of that base (root {root}): import the base first",
                 facts.snapshot.name, base.name
             );
-            return Err(Error::new(ErrorKind::NotFound, what, why));
+            Err(Error::new(ErrorKind::NotFound, what, why))
         }
-        Err(error) => return Err(error),
-    }
-    if facts.snapshot.parent.as_ref() != Some(&base.id) {
-        return Ok(None);
-    }
-    match client.snapshot(&base.name).await {
-        Ok(here) if here.root == base.root => Ok(Some(here.id)),
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

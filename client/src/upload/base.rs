@@ -180,7 +180,7 @@ impl Based<'_> {
                 };
                 let recut = recut.await.map_err(broke)??;
                 Ok(Accepted {
-                    sent: self.session.send(recut.chunks).await?,
+                    sent: self.session.send(recut.chunks, &[segment]).await?,
                     leaves: recut.leaf.map(|leaf| (segment, leaf)).into_iter().collect(),
                     read_bytes: recut.read_bytes,
                 })

@@ -57,8 +57,16 @@ pub struct Upload<'a> {
     client: &'a Client,
     name: String,
     tags: BTreeMap<String, String>,
-    base: Option<String>,
+    base: Option<Base>,
     control: Control,
+}
+
+/// A snapshot that an upload builds on.
+enum Base {
+    /// The source has the changes to it.
+    Changed(String),
+    /// The source has all bytes, and is similar.
+    Similar(String),
 }
 
 /// The outcome of an upload.
@@ -106,7 +114,17 @@ impl Upload<'_> {
     ///
     /// Segments of 8 MiB without a change are neither read nor transferred.
     pub fn base(mut self, snapshot: impl Into<String>) -> Self {
-        self.base = Some(snapshot.into());
+        self.base = Some(Base::Changed(snapshot.into()));
+        self
+    }
+
+    /// Does not send what the snapshot with this name or id has in the same segment of 8 MiB. The
+    /// source has all bytes, as without a base, and is read as a whole.
+    ///
+    /// The administrator does not need this, because it sends nothing that the store has. Other
+    /// accounts prove by this that they have the content.
+    pub fn similar_to(mut self, snapshot: impl Into<String>) -> Self {
+        self.base = Some(Base::Similar(snapshot.into()));
         self
     }
 
@@ -147,16 +165,20 @@ impl Upload<'_> {
                 version: CHUNKER_VERSION,
             }),
             tags: self.tags,
+            base: match &self.base {
+                Some(Base::Changed(base) | Base::Similar(base)) => base.clone(),
+                None => String::new(),
+            },
             ..v1::BeginUploadRequest::default()
         };
         let client = self.client;
         let base = match &self.base {
-            Some(base) => {
+            Some(Base::Changed(base)) => {
                 let finding = Box::pin(Content::find(client, &what, base));
                 let outcome = NOTHING_VISIBLE;
                 Some(unless_cancelled(&what, outcome, &cancel, finding).await?)
             }
-            None => None,
+            Some(Base::Similar(_)) | None => None,
         };
         let begin = Session::begin_unless_cancelled(client, request, what.clone(), &cancel);
         let session = begin.await?;

@@ -131,10 +131,11 @@ fn send<'a>(
         ..
     } = job;
     chunks.retain(|chunk| claims.insert(chunk.id));
+    let segments: Vec<_> = leaves.iter().map(|(segment, _)| *segment).collect();
     let claimed = chunks.iter().map(|chunk| chunk.id).collect();
     async move {
         Ok(Accepted {
-            sent: session.send(chunks).await?,
+            sent: session.send(chunks, &segments).await?,
             leaves,
             claimed,
             read_bytes,

@@ -124,10 +124,11 @@ impl Session {
         Err(Error::new(ErrorKind::Cancelled, what, NOTHING_VISIBLE))
     }
 
-    /// Sends those of `chunks` that the daemon lacks, and returns when it has accepted them.
-    pub(crate) async fn send(&self, chunks: Vec<CutChunk>) -> Result<Sent> {
+    /// Sends those of `chunks` that the daemon wants, and returns when it has accepted them.
+    /// `segments` are those that they are in.
+    pub(crate) async fn send(&self, chunks: Vec<CutChunk>, segments: &[u32]) -> Result<Sent> {
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
-        let missing = self.missing_of(&ids).await?;
+        let missing = self.missing_of(&ids, segments).await?;
         // Return the buffers of the other chunks at once.
         let missing = pick(chunks, &missing);
         if missing.is_empty() {
@@ -159,7 +160,7 @@ impl Session {
         ids: &[ChunkId],
         chunks: Vec<v1::Chunk>,
     ) -> Result<Sent> {
-        let missing = self.missing_of(ids).await?;
+        let missing = self.missing_of(ids, &[]).await?;
         if missing.is_empty() {
             return Ok(Sent::default());
         }
@@ -171,8 +172,8 @@ impl Session {
         self.local
     }
 
-    /// Positions of the chunks that the daemon lacks, ascending.
-    async fn missing_of(&self, ids: &[ChunkId]) -> Result<Vec<usize>> {
+    /// Positions of the chunks that the daemon wants, ascending.
+    async fn missing_of(&self, ids: &[ChunkId], segments: &[u32]) -> Result<Vec<usize>> {
         let mut missing = Vec::new();
         for (number, asked) in ids.chunks(self.ids_max).enumerate() {
             let mut raw = BytesMut::with_capacity(asked.len() * ChunkId::BYTES);
@@ -180,6 +181,7 @@ impl Session {
             let request = v1::FindMissingRequest {
                 upload_id: self.upload_id.clone(),
                 ids: raw.freeze(),
+                segments: segments.to_vec(),
             };
             let found = retry::idempotent(|| {
                 let mut content = self.content.clone();

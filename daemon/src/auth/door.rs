@@ -98,6 +98,8 @@ actions! {
     OpenVolumeExport,
     CompareExport,
     GiveSnapshot,
+    ShareSnapshot,
+    UnshareSnapshot,
     GiveVolume,
     CreateAccount,
     GetAccount,

@@ -43,7 +43,15 @@ pub(crate) const fn right(action: Action) -> Right {
         Action::CreateSnapshots
         | Action::DeleteSnapshot
         | Action::DeleteSnapshots
-        | Action::TagSnapshot => Right::Change(Scopes::IMAGES),
+        | Action::TagSnapshot
+        | Action::BeginUpload
+        | Action::FindMissing
+        | Action::PutChunks
+        | Action::PutLeaves
+        | Action::CommitUpload
+        | Action::AbortUpload
+        | Action::ShareSnapshot
+        | Action::UnshareSnapshot => Right::Change(Scopes::IMAGES),
 
         Action::CreateVolume
         | Action::CloneVolume
@@ -56,14 +64,8 @@ pub(crate) const fn right(action: Action) -> Right {
 
         Action::CreateToken | Action::RevokeToken => Right::Change(Scopes::ALL),
 
-        // Knowing the id of a chunk or a node is no right to its bytes: an upload may name any
-        // content of the store, and the replication service gives any.
-        Action::BeginUpload
-        | Action::FindMissing
-        | Action::PutChunks
-        | Action::PutLeaves
-        | Action::CommitUpload
-        | Action::AbortUpload => Right::Administrator(Scopes::IMAGES),
+        // Knowing the id of a chunk or a node is no right to its bytes: the replication service
+        // gives any.
         Action::HoldSnapshot | Action::FetchNodes | Action::FetchChunks => {
             Right::Administrator(Scopes::COPY)
         }
@@ -168,6 +170,7 @@ pub(crate) const fn is_relief(action: Action) -> bool {
         action,
         Action::DeleteSnapshot
             | Action::DeleteSnapshots
+            | Action::UnshareSnapshot
             | Action::DetachVolume
             | Action::OpenVolumeExport
             | Action::DeleteVolume

@@ -60,6 +60,8 @@ pub struct Config {
     pub copies: CopiesConfig,
     /// Time without progress after which an upload is dropped.
     pub upload_idle: Duration,
+    /// Uploads of accounts do not show by their time what the store has.
+    pub hides_dedupe: bool,
     /// The audit log.
     pub audit: AuditConfig,
     /// The log.
@@ -254,6 +256,9 @@ impl Config {
                 .map_or(limits::UPLOAD_IDLE, |seconds| {
                     Duration::from_secs(seconds as u64)
                 }),
+            hides_dedupe: values
+                .parse("upload.dedupe_answers", parse_dedupe_answers)?
+                .unwrap_or(false),
             audit: AuditConfig::resolve(values)?,
             log: LogConfig {
                 filter: values
@@ -432,6 +437,14 @@ fn parse_journal_bytes(text: &str) -> Result<u64, String> {
         _ => Err(format!(
             "expected a number of bytes from {JOURNAL_BYTES_LEAST} to {JOURNAL_BYTES_LIMIT}"
         )),
+    }
+}
+
+fn parse_dedupe_answers(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "show" => Ok(false),
+        "hide" => Ok(true),
+        _ => Err("expected show or hide"),
     }
 }
 

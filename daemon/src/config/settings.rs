@@ -58,7 +58,7 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
 }
 
 /// All settings. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 32] = [
+pub const SETTINGS: [Setting; 33] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     octal("socket_mode", "VARVE_SOCKET_MODE"),
     switch("socket_open_to_all", "VARVE_SOCKET_OPEN_TO_ALL"),
@@ -87,6 +87,7 @@ pub const SETTINGS: [Setting; 32] = [
     switch("nbd.tls_required", "VARVE_NBD_TLS_REQUIRED"),
     setting("nbd.connections_max", "VARVE_NBD_CONNECTIONS_MAX"),
     setting("upload.idle_seconds", "VARVE_UPLOAD_IDLE_SECONDS"),
+    setting("upload.dedupe_answers", "VARVE_UPLOAD_DEDUPE_ANSWERS"),
     setting("audit.on_failure", "VARVE_AUDIT_ON_FAILURE"),
     setting("audit.bytes_max", "VARVE_AUDIT_BYTES_MAX"),
     setting("log.filter", "VARVE_LOG"),

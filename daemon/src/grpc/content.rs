@@ -45,7 +45,8 @@ impl ContentService for Content {
         let (caller, request) = calls::opened(&self.0, request)?;
         let ids = || convert::chunk_ids(&request.ids);
         let ids = calls::decoded(&self.0, &caller, Action::FindMissing, ids)?;
-        let missing = self.0.find_missing(&caller, &request.upload_id, &ids);
+        let (upload, segments) = (&request.upload_id, &request.segments);
+        let missing = self.0.find_missing(&caller, upload, &ids, segments);
         calls::answer(missing, |missing| v1::FindMissingResponse { missing }).await
     }
 
@@ -86,7 +87,7 @@ impl ContentService for Content {
         let root = calls::decoded(&self.0, &caller, Action::CommitUpload, root)?;
         let committed = self.0.commit_upload(&caller, &request.upload_id, root);
         calls::answer(committed, |record| v1::CommitUploadResponse {
-            snapshot: Some(convert::snapshot(record.into())),
+            snapshot: Some(convert::snapshot(record)),
         })
         .await
     }

@@ -8,7 +8,7 @@ use super::{
     calls::{self, AnswerStream},
     convert,
 };
-use crate::service::{Service, TagChange};
+use crate::service::{Grantees, Service, TagChange};
 
 /// The service.
 #[derive(Debug)]
@@ -105,6 +105,32 @@ impl SnapshotService for Snapshots {
             .0
             .give_snapshot(&caller, &request.snapshot, &request.account);
         calls::answer(given, convert::snapshot).await
+    }
+
+    async fn share_snapshot(
+        &self,
+        request: Request<v1::ShareSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let (caller, request) = calls::opened(&self.0, request)?;
+        let with = Grantees {
+            accounts: request.accounts,
+            everybody: request.everybody,
+        };
+        let shared = self.0.share_snapshot(&caller, &request.snapshot, with);
+        calls::answer(shared, convert::snapshot).await
+    }
+
+    async fn unshare_snapshot(
+        &self,
+        request: Request<v1::UnshareSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let (caller, request) = calls::opened(&self.0, request)?;
+        let with = Grantees {
+            accounts: request.accounts,
+            everybody: request.everybody,
+        };
+        let unshared = self.0.unshare_snapshot(&caller, &request.snapshot, with);
+        calls::answer(unshared, convert::snapshot).await
     }
 
     async fn diff_snapshots(

@@ -90,7 +90,9 @@ impl Attachments {
         let id = match key {
             VolumeKey::Id(id) => id,
             // First, so that nobody waits for the volume of another account.
-            VolumeKey::Owned { .. } | VolumeKey::Name { .. } => self.store.volume(&key).await?.id,
+            VolumeKey::Owned { .. } | VolumeKey::Readable { .. } | VolumeKey::Name { .. } => {
+                self.store.volume(&key).await?.id
+            }
         };
         let place = self.place(id);
         let mut used = place.lock().await;

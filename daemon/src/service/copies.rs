@@ -69,7 +69,7 @@ impl Service {
             let owner = sight.owner(&request.owner)?;
             let filters = Filters {
                 listing: page_token::COPIES,
-                owner,
+                scope: owner.into(),
                 name_prefix: "",
                 tags: &BTreeMap::new(),
             };

@@ -60,7 +60,7 @@ impl Service {
         let caller = &self.resolved(caller);
         let sight = self.sight(caller);
         self.pass(caller, Action::OpenSnapshotExport, &on, async {
-            let key = sight.snapshot("export", key)?;
+            let key = sight.readable_snapshot("export", key)?;
             Ok(self.store().open_snapshot(&key).await?)
         })
         .await
@@ -99,7 +99,7 @@ impl Service {
         self.pass(caller, Action::CompareExport, &on, async {
             let mut opened = Vec::with_capacity(snapshots.len());
             for &key in snapshots {
-                let key = sight.snapshot("meta context", key)?;
+                let key = sight.readable_snapshot("meta context", key)?;
                 opened.push(match self.store().open_snapshot(&key).await {
                     Ok(reader) => Some(reader),
                     Err(StoreError::NotFound { .. } | StoreError::NotCompleted { .. }) => None,

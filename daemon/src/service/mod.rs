@@ -70,6 +70,7 @@ pub(crate) use self::{
     gc::{GcChoice, GcState},
     pages::ListRequest,
     replication::ChunkRequest,
+    sight::Grantees,
     snapshots::{Snapshot, SnapshotsRequest, TagChange, VerifyState},
     status::{Facts, Status},
     streams::Items,
@@ -96,6 +97,8 @@ pub(crate) struct Parts {
     pub(crate) stop: CancellationToken,
     /// Open uploads.
     pub(crate) uploads: Arc<Uploads<Ingest>>,
+    /// Uploads of accounts write what the store has, too.
+    pub(crate) hides_dedupe: bool,
     /// How garbage is collected unless a caller says otherwise.
     pub(crate) gc: GcSettings,
     /// Accounts, and whom callers act for.

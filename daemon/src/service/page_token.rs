@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use varve_store::AccountId;
+use super::{
+    error::{Error, Result},
+    sight::ListScope,
+};
 
-use super::error::{Error, Result};
-
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const HASH_BYTES: usize = 16;
 const FIELD: &str = "page_token";
 
@@ -26,8 +27,8 @@ pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
 pub(super) struct Filters<'a> {
     /// The context of the hash: tokens of different listings differ.
     pub(super) listing: &'static str,
-    /// The account that the listing is limited to: one account's token is of no use to another.
-    pub(super) owner: Option<AccountId>,
+    /// The accounts that the listing is limited to: one account's token is of no use to another.
+    pub(super) scope: ListScope,
     pub(super) name_prefix: &'a str,
     pub(super) tags: &'a BTreeMap<String, String>,
 }
@@ -40,11 +41,9 @@ impl Filters<'_> {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         };
-        text(
-            &self
-                .owner
-                .map_or_else(String::new, |owner| owner.to_string()),
-        );
+        for account in [self.scope.owner, self.scope.reader] {
+            text(&account.map_or_else(String::new, |account| account.to_string()));
+        }
         text(self.name_prefix);
         for (key, value) in self.tags {
             text(key);
@@ -134,7 +133,7 @@ mod tests {
         let tags = tags(&[("os", "debian")]);
         let tokens = Filters {
             listing: SNAPSHOTS,
-            owner: None,
+            scope: ListScope::default(),
             name_prefix: "web",
             tags: &tags,
         }
@@ -149,7 +148,7 @@ mod tests {
         let given = tags(&[("a", "bc")]);
         let snapshots = Filters {
             listing: SNAPSHOTS,
-            owner: None,
+            scope: ListScope::default(),
             name_prefix: "web",
             tags: &given,
         };
@@ -162,7 +161,7 @@ mod tests {
         ] {
             let filters = Filters {
                 listing: SNAPSHOTS,
-                owner: None,
+                scope: ListScope::default(),
                 name_prefix,
                 tags: &other,
             };
@@ -172,7 +171,7 @@ mod tests {
         }
         let volumes = Filters {
             listing: VOLUMES,
-            owner: None,
+            scope: ListScope::default(),
             name_prefix: "web",
             tags: &given,
         };
@@ -183,7 +182,7 @@ mod tests {
         #[test]
         fn any_name_comes_back(name in ".*") {
             let tags = BTreeMap::new();
-            let filters = Filters { listing: SNAPSHOTS, owner: None, name_prefix: "", tags: &tags };
+            let filters = Filters { listing: SNAPSHOTS, scope: ListScope::default(), name_prefix: "", tags: &tags };
             let tokens = filters.tokens();
             prop_assert_eq!(tokens.decode(&tokens.encode(&name)).unwrap(), Some(name));
         }
@@ -191,7 +190,7 @@ mod tests {
         #[test]
         fn anything_else_is_refused(token in ".+") {
             let tags = BTreeMap::new();
-            let filters = Filters { listing: SNAPSHOTS, owner: None, name_prefix: "", tags: &tags };
+            let filters = Filters { listing: SNAPSHOTS, scope: ListScope::default(), name_prefix: "", tags: &tags };
             prop_assert!(filters.tokens().decode(&token).is_err());
         }
     }

@@ -7,7 +7,7 @@ use varve_store::{ListPlace, ListQuery, VolumeRecord};
 use super::{
     error::Result,
     page_token::{self, Filters, Tokens},
-    sight::Sight,
+    sight::ListScope,
     snapshots::Snapshot,
 };
 use crate::{copies, limits};
@@ -15,7 +15,7 @@ use crate::{copies, limits};
 /// A request for one page of a listing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ListRequest {
-    /// Lists only records of this account, `self` or `all`; empty: all.
+    /// Lists only records of this account, `self` or `all`; empty: all that the caller sees.
     pub(crate) owner: String,
     /// Lists only names that start with this.
     pub(crate) name_prefix: String,
@@ -40,12 +40,11 @@ impl ListRequest {
     pub(super) fn query(
         &self,
         listing: &'static str,
-        sight: &Sight,
+        scope: ListScope,
     ) -> Result<(ListQuery, Tokens)> {
-        let owner = sight.owner(&self.owner)?;
         let filters = Filters {
             listing,
-            owner,
+            scope,
             name_prefix: &self.name_prefix,
             tags: &self.tags,
         };
@@ -53,7 +52,8 @@ impl ListRequest {
         let after = tokens.decode(&self.page_token)?;
         let after = after.map(|place| ListPlace::parse(&place).ok_or_else(page_token::invalid));
         let query = ListQuery {
-            owner,
+            owner: scope.owner,
+            reader: scope.reader,
             name_prefix: self.name_prefix.clone(),
             tags: self.tags.clone(),
             after: after.transpose()?,
@@ -169,7 +169,7 @@ mod tests {
     fn walk(lengths: &[usize], limit: usize) -> Vec<Vec<u8>> {
         let filters = Filters {
             listing: SNAPSHOTS,
-            owner: None,
+            scope: ListScope::default(),
             name_prefix: "",
             tags: &BTreeMap::new(),
         };

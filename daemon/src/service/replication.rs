@@ -53,7 +53,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         let open = async {
-            let key = sight.snapshot("snapshot", key)?;
+            let key = sight.readable_snapshot("snapshot", key)?;
             let place = self.0.holds.take(caller.holder(), 1, Duration::ZERO);
             let place = place.await?;
             place.settle(true);

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use tokio::time;
 use varve_store::{
-    DiffExtent, NewSnapshots, Result as StoreResult, SnapshotDiff, SnapshotProgress,
+    DiffExtent, NewSnapshots, Result as StoreResult, Sharing, SnapshotDiff, SnapshotProgress,
     SnapshotRecord, SnapshotState, SnapshotVerify, VerifyProgress, Violation,
 };
 
 use super::{
-    Service,
+    Grantees, Service,
     error::Result,
     page_token,
     pages::{ListRequest, Page},
@@ -78,7 +78,8 @@ impl Service {
     ) -> Result<Page<Snapshot>> {
         let sight = self.sight(caller);
         self.pass(caller, Action::ListSnapshots, &[], async {
-            let (query, tokens) = request.query(page_token::SNAPSHOTS, &sight)?;
+            let scope = sight.readable(&request.owner)?;
+            let (query, tokens) = request.query(page_token::SNAPSHOTS, scope)?;
             let found = self.store().list_snapshots(query).await?;
             let page = Page::of(found, request.limit(), tokens);
             Ok(page.map(|record| self.described(&sight, record)))
@@ -91,7 +92,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         self.pass(caller, Action::GetSnapshot, &on, async {
-            let key = sight.snapshot("snapshot", key)?;
+            let key = sight.readable_snapshot("snapshot", key)?;
             Ok(self.described(&sight, self.store().snapshot(&key).await?))
         })
         .await
@@ -212,8 +213,8 @@ impl Service {
         let on = [Resource::Snapshot(base), Resource::Snapshot(target)];
         let sight = self.sight(caller);
         let open = async {
-            let base = sight.snapshot("base", base)?;
-            let target = sight.snapshot("target", target)?;
+            let base = sight.readable_snapshot("base", base)?;
+            let target = sight.readable_snapshot("target", target)?;
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().diff(&base, &target).await?, place))
         };
@@ -232,7 +233,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         let open = async {
-            let key = sight.snapshot("snapshot", key)?;
+            let key = sight.readable_snapshot("snapshot", key)?;
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().verify(&key).await?, place))
         };
@@ -266,9 +267,64 @@ impl Service {
         Ok(self.described(&seen, given.await?))
     }
 
+    /// Shares a snapshot with others.
+    pub(crate) async fn share_snapshot(
+        &self,
+        caller: &Caller,
+        key: &str,
+        with: Grantees,
+    ) -> Result<Snapshot> {
+        let mut on = vec![Resource::Snapshot(key)];
+        on.extend(with.as_resources());
+        let seen = self.sight(caller);
+        let (store, sight) = (self.store().clone(), seen.clone());
+        let (key, wanted) = (key.to_owned(), with.clone());
+        let change = async move {
+            let with = sight.grantees(&wanted)?;
+            let key = sight.snapshot("snapshot", &key)?;
+            Ok(store.share_snapshot(&key, with).await?)
+        };
+        let call = (caller, Action::ShareSnapshot);
+        let shared = self.change(call, &on, change, |attempt, shared: &SnapshotRecord| {
+            tell_sharing(attempt, shared, "snapshot shared");
+        });
+        Ok(self.described(&seen, shared.await?))
+    }
+
+    /// Ends the sharing of a snapshot with others.
+    pub(crate) async fn unshare_snapshot(
+        &self,
+        caller: &Caller,
+        key: &str,
+        with: Grantees,
+    ) -> Result<Snapshot> {
+        let mut on = vec![Resource::Snapshot(key)];
+        on.extend(with.as_resources());
+        let seen = self.sight(caller);
+        let (store, sight) = (self.store().clone(), seen.clone());
+        let (key, wanted) = (key.to_owned(), with.clone());
+        let change = async move {
+            let with = sight.grantees(&wanted)?;
+            let key = sight.snapshot("snapshot", &key)?;
+            Ok(store.unshare_snapshot(&key, with).await?)
+        };
+        let call = (caller, Action::UnshareSnapshot);
+        let unshared = self.change(call, &on, change, |attempt, unshared: &SnapshotRecord| {
+            tell_sharing(attempt, unshared, "sharing of a snapshot ended");
+        });
+        Ok(self.described(&seen, unshared.await?))
+    }
+
     /// A snapshot as a caller sees it, with its progress. What the store had before of its content
-    /// tells of the content of other accounts, so only the administrator sees that.
+    /// tells of the content of other accounts, so only the administrator sees that. Whoever it is
+    /// shared with sees its content, and not how its owner keeps it.
     pub(super) fn described(&self, sight: &Sight, mut record: SnapshotRecord) -> Snapshot {
+        if !sight.sees(record.owner) {
+            record.tags.clear();
+            record.sharing = Sharing::default();
+            record.origin = None;
+            record.parent = None;
+        }
         if let SnapshotState::Completed(content) = &mut record.state
             && !sight.sees_others()
         {
@@ -318,6 +374,18 @@ fn tell_pending(attempt: &Attempt, made: &SnapshotRecord) {
         volume = made.origin.as_ref().map(|origin| &*origin.name),
         size_bytes = made.size_bytes,
         "snapshot of a volume is pending"
+    );
+}
+
+/// Logs whom a snapshot is shared with from now on.
+fn tell_sharing(attempt: &Attempt, it: &SnapshotRecord, message: &str) {
+    done!(
+        attempt,
+        id = %it.id,
+        name = it.name,
+        accounts = it.sharing.accounts.len(),
+        everybody = it.sharing.everybody,
+        "{message}"
     );
 }
 

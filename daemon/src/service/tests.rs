@@ -46,6 +46,7 @@ impl Fixture {
             copies,
             stop,
             uploads: Arc::new(Uploads::new(limits::UPLOAD_IDLE)),
+            hides_dedupe: false,
             gc: config.gc.settings,
             facts: Facts {
                 data_dir: dir.path().to_owned(),
@@ -129,7 +130,7 @@ async fn requests_are_checked_before_the_store_is_asked() {
     assert_eq!(unknown.kind(), ErrorKind::NotFound, "{unknown}");
     let ids = vec![varve_content::ChunkId::of(b"x"); limits::FIND_IDS_MAX as usize + 1];
     let refused = service
-        .find_missing(caller, "up-1", &ids)
+        .find_missing(caller, "up-1", &ids, &[])
         .await
         .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::OutOfRange, "{refused}");
@@ -362,6 +363,7 @@ async fn a_stream_is_one_line_at_its_end() {
     };
     let new = NewUpload {
         snapshot: new,
+        base: String::new(),
         keep_packed: false,
     };
     let upload = service.begin_upload(caller, new).await.unwrap();

@@ -70,7 +70,7 @@ impl Service {
         let (store, sight, asked) = (self.store().clone(), self.sight(caller), request.clone());
         let change = async move {
             let from = match &asked.from {
-                Some(key) => Some(sight.snapshot("from_snapshot", key)?),
+                Some(key) => Some(sight.readable_snapshot("from_snapshot", key)?),
                 None => None,
             };
             let new = NewVolume {
@@ -213,7 +213,8 @@ impl Service {
     ) -> Result<Page<VolumeRecord>> {
         let sight = self.sight(caller);
         self.pass(caller, Action::ListVolumes, &[], async {
-            let (query, tokens) = request.query(page_token::VOLUMES, &sight)?;
+            let scope = sight.owner(&request.owner)?.into();
+            let (query, tokens) = request.query(page_token::VOLUMES, scope)?;
             let found = self.store().list_volumes(query).await?;
             Ok(Page::of(found, request.limit(), tokens))
         })

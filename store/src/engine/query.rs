@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use crate::{
     Result,
     engine::{Engine, Priority},
-    format::{AccountId, CatalogRecord, keys::list_key, record::Tagged},
+    format::{
+        AccountId, CatalogRecord,
+        keys::list_key,
+        record::{Grantee, Tagged},
+    },
     limits,
     meta::{self, Filter, Key, Lookup as _, Meta, Records as _, behind},
 };
@@ -15,6 +19,9 @@ use crate::{
 pub struct ListQuery {
     /// Only those of this account; `None`: of all.
     pub owner: Option<AccountId>,
+    /// Only those that this account may read: its own, and those that are shared with it; `None`:
+    /// all.
+    pub reader: Option<AccountId>,
     /// Only names that start so.
     pub name_prefix: String,
     /// Only those that have all of these tags with these values.
@@ -63,6 +70,23 @@ impl fmt::Display for ListPlace {
     }
 }
 
+impl ListQuery {
+    /// The filter of the query, whoever reads.
+    fn filter(&self) -> Filter {
+        Filter {
+            owner: self.owner,
+            name_prefix: self.name_prefix.clone(),
+            tags: self.tags.clone(),
+            shared_with: None,
+        }
+    }
+}
+
+/// The list key of a record of a kind with labels.
+fn listed_at<R: CatalogRecord>(record: &R) -> Vec<u8> {
+    list_key(record.keys().owner, &record.label())
+}
+
 impl Engine {
     /// The record that a key names.
     pub(crate) async fn find<R: CatalogRecord>(&self, key: Key<R>) -> Result<R> {
@@ -76,22 +100,49 @@ impl Engine {
     /// in between. A record made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: CatalogRecord>(&self, query: ListQuery) -> Result<Vec<R>> {
         let limit = query.limit.min(limits::LIST_MAX);
-        let filter = Arc::new(Filter {
-            owner: query.owner,
-            name_prefix: query.name_prefix,
-            tags: query.tags,
-        });
-        let after = query.after;
+        let after = query.after.as_ref();
         let after = after.map(|place| behind(&list_key(place.owner, &place.label)));
-        let mut next = Some(after.unwrap_or_default());
+        let after = after.unwrap_or_default();
+        let Some(reader) = query.reader else {
+            return self.list_some(query.filter(), after, limit).await;
+        };
+        // What an account may read is in up to three lists of the same order. Tags are not shared,
+        // so they find nothing of others.
+        let mut found: BTreeMap<Vec<u8>, R> = BTreeMap::new();
+        let own = (query.owner.is_none_or(|owner| owner == reader)).then(|| Filter {
+            owner: Some(reader),
+            ..query.filter()
+        });
+        let grantees = [Grantee::Account(reader), Grantee::Everybody];
+        let shared = grantees.map(|grantee| Filter {
+            shared_with: Some(grantee),
+            ..query.filter()
+        });
+        let shared = shared.into_iter().filter(|filter| filter.tags.is_empty());
+        for filter in own.into_iter().chain(shared) {
+            let records: Vec<R> = self.list_some(filter, after.clone(), limit).await?;
+            found.extend(records.into_iter().map(|it| (listed_at(&it), it)));
+        }
+        Ok(found.into_values().take(limit).collect())
+    }
+
+    /// The first records from a list key on that pass a filter.
+    async fn list_some<R: CatalogRecord>(
+        &self,
+        filter: Filter,
+        from: Vec<u8>,
+        limit: usize,
+    ) -> Result<Vec<R>> {
+        let filter = Arc::new(filter);
+        let mut next = Some(from);
         let mut found: Vec<R> = Vec::new();
         while let Some(from) = next.take()
             && found.len() < limit
         {
-            let steps = match filter.tags.is_empty() {
-                true => (limit - found.len()).min(limits::LIST_SLICE_RECORDS),
-                // With tags, the number of records examined is not the number found.
-                false => limits::LIST_SLICE_RECORDS,
+            let steps = match filter.needs_tags() {
+                // The number of records examined is not the number found.
+                true => limits::LIST_SLICE_RECORDS,
+                false => (limit - found.len()).min(limits::LIST_SLICE_RECORDS),
             };
             let filter = Arc::clone(&filter);
             let page = move |meta: &dyn Meta| meta.page(&filter, &from, steps);

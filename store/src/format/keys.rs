@@ -9,6 +9,7 @@
 //! | [`records`](super::record::Kind) of a kind | id: 9 bytes, or a remote's name | the record's bytes |
 //! | [`labels`](super::record::Kind) of a kind | [list key](list_key): owner, and name or id | id |
 //! | [`tags`](super::record::Kind) of a kind | key and value of a tag, each with a 0 behind it, and list key | id |
+//! | | [grantee](grantee_prefix): `ff 00` for everybody, `ff 01` and 8 bytes, big endian, for an account; and list key | id |
 //! | [`roots`](super::record::Kind) of a kind | root of the content, 32 bytes, and id | id |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
@@ -30,7 +31,7 @@ use super::{
     AccountId, FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, StoreId,
     fields::{Fields, FieldsMut},
     pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
-    record::Counter,
+    record::{Counter, Grantee},
 };
 
 /// Locations of chunks.
@@ -509,6 +510,16 @@ pub fn split_list_key(key: &[u8]) -> Result<(AccountId, &[u8]), FormatError> {
             "an account",
             number,
         )),
+    }
+}
+
+/// The prefix of the keys of all records that are shared with somebody; their list keys follow.
+/// They are in the family of the tags. Tags are UTF-8, in which `ff` does not occur.
+#[must_use]
+pub fn grantee_prefix(grantee: Grantee) -> Vec<u8> {
+    match grantee {
+        Grantee::Everybody => vec![0xff, 0],
+        Grantee::Account(account) => [&[0xff, 1], &account.number().to_be_bytes()[..]].concat(),
     }
 }
 

@@ -20,15 +20,17 @@ use super::{
     IncomingChunk, Lineage, NewSnapshot, PutOutcome,
     check::{check_extent, check_lengths, check_place},
     leaves::{LeafRoom, Leaves, build},
-    seal::seal_all,
+    possession::Possession,
+    seal::{Kept, seal_all},
 };
 use crate::{
     Error, Result,
     engine::{Engine, Generation, Guard, Priority, RootPin},
     format::{Name, PackKind, pack::Payload},
     limits,
-    meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
+    meta::{self, Sharing, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
+    read::{ContentReader, SnapshotReader},
 };
 
 /// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and
@@ -45,6 +47,10 @@ pub struct Ingest {
     stored_bytes: AtomicU64,
     /// True if chunks stay packed as they came.
     keeps_packed: bool,
+    /// The chunks that count as there; `None`: all that the store has.
+    possession: Option<Possession>,
+    /// True if chunks are written that the store has.
+    writes_known: bool,
 }
 
 impl Ingest {
@@ -61,6 +67,8 @@ impl Ingest {
             new_bytes: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
             keeps_packed: false,
+            possession: None,
+            writes_known: false,
         })
     }
 
@@ -69,6 +77,27 @@ impl Ingest {
     #[must_use]
     pub fn keep_packed(mut self) -> Self {
         self.keeps_packed = true;
+        self
+    }
+
+    /// Counts only chunks as there that the sender has proved to have: it sent them in this upload,
+    /// or the same segment of `base` has them, a snapshot that it may read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] when open uploads hold as many leaves as they may.
+    pub fn only_what_is_proved(mut self, base: Option<&SnapshotReader>) -> Result<Self> {
+        let room = self.reserve(limits::PROVED_LEAVES)?;
+        let base = base.map(|base| ContentReader::clone(base));
+        self.possession = Some(Possession::new(base, room));
+        Ok(self)
+    }
+
+    /// Writes chunks even if the store has them, so that the time that an upload takes does not tell
+    /// what the store had. The next collection removes what is there twice.
+    #[must_use]
+    pub fn write_known(mut self) -> Self {
+        self.writes_known = true;
         self
     }
 
@@ -83,10 +112,27 @@ impl Ingest {
         &self.new
     }
 
-    /// Positions of the chunks that the store lacks.
-    pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+    /// Positions of the chunks that the store lacks, or that the sender has not proved to have.
+    /// `segments` are those that the chunks are in: the base proves what it has there.
+    pub async fn missing(&self, ids: &[ChunkId], segments: &[u32]) -> Result<Vec<u32>> {
         self.engine.commit.check(self.generation)?;
-        self.engine.missing_chunks(Some(&self.guard), ids).await
+        let Some(possession) = &self.possession else {
+            return self.engine.missing_chunks(Some(&self.guard), ids).await;
+        };
+        let proved = Box::pin(possession.of(ids, segments)).await?;
+        // What is not proved is not looked up: the time of the answer tells nothing of it.
+        let known = ids.iter().zip(&proved).filter(|(_, proved)| **proved);
+        let known = known.map(|(id, _)| Name::chunk(*id)).collect();
+        let known = self.engine.known(Some(&self.guard), known).await?;
+        let mut known = known.into_iter();
+        let is_there = proved
+            .into_iter()
+            .map(|it| it && known.next().flatten().is_some());
+        Ok((0u32..)
+            .zip(is_there)
+            .filter(|(_, is_there)| !is_there)
+            .map(|(position, _)| position)
+            .collect())
     }
 
     /// Takes chunks in. Waits while too many bytes are on their way to disk.
@@ -119,17 +165,24 @@ impl Ingest {
             .known(Some(&self.guard), names.collect())
             .await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
-        let keeps_packed = self.keeps_packed;
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
+        let (keeps_packed, writes_known) = (self.keeps_packed, self.writes_known);
         // The job keeps the space for as long as it keeps the chunks, which may be longer than the
         // caller waits.
         let (sealed, _space) = self
             .engine
             .workers
             .run(Priority::Write, move |scratch| {
-                seal_all(scratch, &chunks, &known, keeps_packed).map(|sealed| (sealed, space))
+                let kept = Kept {
+                    known: &known,
+                    writes_known,
+                    keeps_packed,
+                };
+                seal_all(scratch, &chunks, kept).map(|sealed| (sealed, space))
             })
             .await??;
         if sealed.records.is_empty() {
+            self.proved(ids);
             return Ok(PutOutcome {
                 chunks: count,
                 new_bytes: 0,
@@ -144,10 +197,18 @@ impl Ingest {
         self.new_bytes
             .fetch_add(sealed.new_bytes, Ordering::Relaxed);
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        self.proved(ids);
         Ok(PutOutcome {
             chunks: count,
             new_bytes: sealed.new_bytes,
         })
+    }
+
+    /// The bytes of these chunks have come, and were checked.
+    fn proved(&self, ids: Vec<ChunkId>) {
+        if let Some(possession) = &self.possession {
+            possession.add(ids.into_iter());
+        }
     }
 
     /// Takes leaves in: segment number and content, each segment once over the whole upload, no
@@ -176,8 +237,19 @@ impl Ingest {
             check_extent(self.new.size_bytes, *segment, leaf)?;
             wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
         }
+        let mut proved = Vec::with_capacity(wanted.len());
+        for (segment, leaf) in &leaves {
+            match &self.possession {
+                Some(possession) => {
+                    proved.extend(Box::pin(possession.of_leaf(*segment, leaf)).await?)
+                }
+                None => proved.extend(leaf.entries().iter().map(|_| true)),
+            }
+        }
         let places = self.known(&wanted, kept).await?;
-        let mut places = places.iter();
+        // Without proof, the answer is that of a chunk that the store lacks.
+        let places = places.iter().zip(proved);
+        let mut places = places.map(|(place, is_proved)| place.as_ref().filter(|_| is_proved));
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
             for (position, entry) in leaf.entries().iter().enumerate() {
@@ -295,6 +367,7 @@ impl Ingest {
             tags: self.new.tags.clone(),
             origin: lineage.origin,
             parent: lineage.parent,
+            sharing: Sharing::default(),
         };
         self.engine
             .commit

@@ -11,12 +11,14 @@
 //! | `check` | checks of chunks and leaves |
 //! | `seal` | chunks that arrived, made into records |
 //! | `leaves` | the leaves of an upload, and the tree over them |
+//! | `possession` | the chunks that the sender has proved to have |
 
 mod check;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod ingest;
 mod leaves;
 mod new;
+mod possession;
 mod seal;
 
 pub use self::{

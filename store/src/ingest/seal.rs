@@ -14,6 +14,17 @@ pub(super) struct SealedChunks {
     pub(super) new_bytes: u64,
 }
 
+/// What becomes of chunks that arrived.
+#[derive(Clone, Copy)]
+pub(super) struct Kept<'a> {
+    /// The chunks that the store has.
+    pub(super) known: &'a [bool],
+    /// Those are written again.
+    pub(super) writes_known: bool,
+    /// They stay packed as they came.
+    pub(super) keeps_packed: bool,
+}
+
 /// Checks chunks against their ids and the chunker, and packs those that the store does not know.
 ///
 /// # Errors
@@ -22,8 +33,7 @@ pub(super) struct SealedChunks {
 pub(super) fn seal_all(
     scratch: &mut Scratch,
     chunks: &[IncomingChunk],
-    known: &[bool],
-    keeps_packed: bool,
+    kept: Kept<'_>,
 ) -> Result<SealedChunks> {
     let mut sealed = SealedChunks {
         records: Vec::with_capacity(chunks.len()),
@@ -31,7 +41,7 @@ pub(super) fn seal_all(
     };
     let mut seen = HashSet::with_capacity(chunks.len());
     let mut plain_buffer = Vec::new();
-    for (chunk, known) in chunks.iter().zip(known) {
+    for (chunk, known) in chunks.iter().zip(kept.known) {
         let plain: &[u8] = if chunk.codec == Codec::Raw {
             &chunk.payload
         } else {
@@ -65,10 +75,10 @@ pub(super) fn seal_all(
             id: chunk.id,
             source,
         })?;
-        if *known || !seen.insert(chunk.id) {
+        if (*known && !kept.writes_known) || !seen.insert(chunk.id) {
             continue;
         }
-        let (codec, packed) = if keeps_packed {
+        let (codec, packed) = if kept.keeps_packed {
             (chunk.codec, &*chunk.payload)
         } else {
             scratch.encoder.encode(plain)
@@ -80,7 +90,9 @@ pub(super) fn seal_all(
             chunk.plain_bytes,
             packed,
         ));
-        sealed.new_bytes += plain.len() as u64;
+        if !known {
+            sealed.new_bytes += plain.len() as u64;
+        }
     }
     Ok(sealed)
 }

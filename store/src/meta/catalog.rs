@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     format::{
         AccountId, CatalogRecord, FormatError, Kind, Tags, Totals,
-        record::{Entry, RecordKey},
+        record::{Entry, Grantee, RecordKey},
     },
 };
 
@@ -112,6 +112,16 @@ pub struct Filter {
     pub name_prefix: String,
     /// Only records that have all of these tags with these values.
     pub tags: Tags,
+    /// Only records that are shared with these, whether or not others may read them, too; `None`:
+    /// all.
+    pub shared_with: Option<Grantee>,
+}
+
+impl Filter {
+    /// Returns true if the order of owners and labels alone does not find the records.
+    pub(crate) fn needs_tags(&self) -> bool {
+        !self.tags.is_empty() || self.shared_with.is_some()
+    }
 }
 
 /// A part of a list.

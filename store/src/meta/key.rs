@@ -24,6 +24,14 @@ pub enum Key<R: CatalogRecord> {
         /// The id.
         id: R::Id,
     },
+    /// An id of a record that this account may read: its own, or one that is shared with it. Of
+    /// another record it is the key of nothing. It is a key for reading only.
+    Readable {
+        /// The account.
+        reader: AccountId,
+        /// The id.
+        id: R::Id,
+    },
     /// A name.
     Name {
         /// The account among whose records it is a name.
@@ -76,14 +84,17 @@ impl<R: CatalogRecord> Key<R> {
     ///
     /// [`Error::NotFound`].
     pub(crate) fn check(&self, record: &R) -> Result<()> {
-        match self {
-            Self::Owned { owner, .. } | Self::Name { owner, .. }
-                if *owner != record.keys().owner =>
-            {
-                Err(self.not_found())
+        let owner = record.keys().owner;
+        let is_key = match self {
+            Self::Id(_) => true,
+            Self::Owned { owner: wanted, .. } | Self::Name { owner: wanted, .. } => {
+                *wanted == owner
             }
-            Self::Id(_) | Self::Owned { .. } | Self::Name { .. } => Ok(()),
-        }
+            Self::Readable { reader, .. } => {
+                *reader == owner || record.sharing().is_some_and(|it| it.allows(*reader))
+            }
+        };
+        is_key.then_some(()).ok_or_else(|| self.not_found())
     }
 
     fn not_found(&self) -> Error {
@@ -97,7 +108,9 @@ impl<R: CatalogRecord> Key<R> {
 impl<R: CatalogRecord> Display for Key<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Id(id) | Self::Owned { id, .. } => Display::fmt(id, f),
+            Self::Id(id) | Self::Owned { id, .. } | Self::Readable { id, .. } => {
+                Display::fmt(id, f)
+            }
             Self::Name { name, .. } => f.write_str(name),
         }
     }
@@ -108,6 +121,7 @@ impl<R: CatalogRecord> Debug for Key<R> {
         match self {
             Self::Id(id) => Debug::fmt(id, f),
             Self::Owned { owner, id } => write!(f, "{owner}/{id}"),
+            Self::Readable { reader, id } => write!(f, "{id} for {reader}"),
             Self::Name { owner, name } => write!(f, "{owner}/{name:?}"),
         }
     }
@@ -119,6 +133,10 @@ impl<R: CatalogRecord> Clone for Key<R> {
             Self::Id(id) => Self::Id(id.clone()),
             Self::Owned { owner, id } => Self::Owned {
                 owner: *owner,
+                id: id.clone(),
+            },
+            Self::Readable { reader, id } => Self::Readable {
+                reader: *reader,
                 id: id.clone(),
             },
             Self::Name { owner, name } => Self::Name {
@@ -133,7 +151,10 @@ impl<R: CatalogRecord> PartialEq for Key<R> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Id(a), Self::Id(b)) => a == b,
-            (Self::Owned { owner: a, id: b }, Self::Owned { owner: c, id: d }) => a == c && b == d,
+            (Self::Owned { owner: a, id: b }, Self::Owned { owner: c, id: d })
+            | (Self::Readable { reader: a, id: b }, Self::Readable { reader: c, id: d }) => {
+                a == c && b == d
+            }
             (Self::Name { owner: a, name: b }, Self::Name { owner: c, name: d }) => {
                 a == c && b == d
             }
@@ -154,7 +175,7 @@ pub(crate) trait Lookup: CatalogRecord {
     /// The record that a key names.
     fn find(meta: &dyn Meta, key: &Key<Self>) -> Result<Self> {
         let found: Option<Self> = match key {
-            Key::Id(id) | Key::Owned { id, .. } => meta.get(id)?,
+            Key::Id(id) | Key::Owned { id, .. } | Key::Readable { id, .. } => meta.get(id)?,
             Key::Name { owner, name } => meta.get_named(*owner, name)?,
         };
         let record = found.ok_or_else(|| key.not_found())?;
@@ -193,7 +214,7 @@ pub(crate) fn given<R: Owned>(
 ) -> Result<(Vec<Change>, R)> {
     check_owner(meta, to)?;
     let mut record = R::find(meta, &Key::Id(id.clone()))?;
-    *record.owner_mut() = to;
+    record.give(to);
     if let Some(taken) = record.taken_by(meta)? {
         return Err(taken.name_taken_error());
     }

@@ -64,6 +64,7 @@ impl Kept {
         filter.owner.is_none_or(|owner| owner == self.keys.owner)
             && (prefix.is_empty() || name.is_some_and(|name| name.starts_with(prefix)))
             && (filter.tags.iter()).all(|(key, value)| tags.get(key) == Some(value))
+            && (filter.shared_with).is_none_or(|wanted| self.keys.shared_with.contains(&wanted))
     }
 }
 

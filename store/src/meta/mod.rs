@@ -56,6 +56,7 @@ pub(crate) use self::{
 use crate::Result;
 pub use crate::format::record::{
     account::{AccountState, Identity},
+    sharing::{Grantee, Sharing},
     token::{Scopes, SecretHash, TokenId},
 };
 pub use crate::format::{

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::Store;
 use crate::{
-    Result,
+    Error, Result,
     engine::ListQuery,
     format::CatalogRecord as _,
-    meta::{self, SnapshotKey, SnapshotRecord},
+    limits,
+    meta::{self, Sharing, SnapshotKey, SnapshotRecord},
     read::{SnapshotDiff, SnapshotReader},
     verify::SnapshotVerify,
 };
@@ -70,6 +71,57 @@ impl Store {
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
         self.engine.tag(key.clone(), set, remove).await
+    }
+
+    /// Shares a snapshot with accounts, or with everybody: they may read it, by its id. Whoever it
+    /// is shared with already stays so. The accounts need not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::TooMany`](crate::Error::TooMany) for more than
+    /// [`SHARED_ACCOUNTS_MAX`](crate::limits::SHARED_ACCOUNTS_MAX) accounts.
+    pub async fn share_snapshot(&self, key: &SnapshotKey, with: Sharing) -> Result<SnapshotRecord> {
+        let id = self.snapshot(key).await?.id;
+        let key = key.clone();
+        let change = move |mut record: SnapshotRecord| {
+            key.check(&record)?;
+            record.sharing.everybody |= with.everybody;
+            record.sharing.accounts.extend(with.accounts.iter());
+            if record.sharing.accounts.len() > limits::SHARED_ACCOUNTS_MAX {
+                return Err(Error::TooMany {
+                    what: "accounts that a snapshot is shared with",
+                    most: limits::SHARED_ACCOUNTS_MAX as u64,
+                });
+            }
+            Ok(record)
+        };
+        self.engine.commit.update(id, change).await
+    }
+
+    /// Ends what [`share_snapshot`](Self::share_snapshot) began. What accounts made of the snapshot
+    /// meanwhile stays, and so does what they have open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound).
+    pub async fn unshare_snapshot(
+        &self,
+        key: &SnapshotKey,
+        with: Sharing,
+    ) -> Result<SnapshotRecord> {
+        let id = self.snapshot(key).await?.id;
+        let key = key.clone();
+        let change = move |mut record: SnapshotRecord| {
+            key.check(&record)?;
+            record.sharing.everybody &= !with.everybody;
+            record
+                .sharing
+                .accounts
+                .retain(|it| !with.accounts.contains(it));
+            Ok(record)
+        };
+        self.engine.commit.update(id, change).await
     }
 
     /// Opens the snapshot of that name or id for reading. Its content stays as long as the reader,

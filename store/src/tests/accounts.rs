@@ -1,11 +1,15 @@
 //! Accounts, tokens, and what belongs to whom, on a real disk.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use super::{block_on, new_snapshot, repairs::closed, volume_data::new_volume};
+use super::{block_on, cut, new_snapshot, repairs::closed, volume_data::new_volume};
 use crate::{
-    AccountId, AccountRecord, AccountState, Error, Identity, ListQuery, NewSnapshots, NewVolume,
-    Options, Scopes, SecretHash, Store, TokenId, TokenRecord, VolumeRecord,
+    AccountId, AccountRecord, AccountState, Error, Identity, ListPlace, ListQuery, NewSnapshot,
+    NewSnapshots, NewVolume, Options, Scopes, SecretHash, Sharing, SnapshotRecord, Store, TokenId,
+    TokenRecord, VolumeRecord,
     format::names,
     limits,
     meta::{SnapshotKey, VolumeKey},
@@ -397,5 +401,158 @@ fn nobody_else_reads_what_a_store_keeps() {
         for file in all {
             assert_eq!(mode(&file), 0o600, "{}", file.display());
         }
+    });
+}
+
+async fn seen_by(store: &Store, reader: u64, owner: Option<u64>) -> Vec<String> {
+    let query = ListQuery {
+        owner: owner.map(id),
+        reader: Some(id(reader)),
+        limit: 100,
+        ..ListQuery::default()
+    };
+    let found = store.list_snapshots(query.clone()).await.unwrap();
+    // Pages of one give the same.
+    let mut one_by_one = Vec::new();
+    loop {
+        let query = ListQuery {
+            after: one_by_one.last().map(ListPlace::of),
+            limit: 1,
+            ..query.clone()
+        };
+        match store.list_snapshots(query).await.unwrap().pop() {
+            Some(next) => one_by_one.push(next),
+            None => break,
+        }
+    }
+    assert_eq!(found, one_by_one);
+    let shown = |it: &SnapshotRecord| format!("{}/{}", it.owner.number(), it.label());
+    found.iter().map(shown).collect()
+}
+
+fn with(accounts: &[u64], everybody: bool) -> Sharing {
+    Sharing {
+        accounts: accounts.iter().copied().map(id).collect(),
+        everybody,
+    }
+}
+
+#[test]
+fn snapshots_are_read_by_those_whom_they_are_shared_with_and_changed_by_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        for (number, name) in [(7, "web"), (8, "db"), (9, "ci")] {
+            store.create_account(account(number, name)).await.unwrap();
+        }
+        let mut made = Vec::new();
+        for (owner, name) in [(7, "a"), (7, "b"), (7, "c"), (8, "a"), (9, "z")] {
+            let new = NewSnapshot {
+                owner: id(owner),
+                tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+                ..new_snapshot(name, 1 << 20)
+            };
+            let ingest = store.begin_ingest(new).await.unwrap();
+            made.push(ingest.commit(cut(&[0; 1 << 20]).root).await.unwrap());
+        }
+        let key = |record: &SnapshotRecord| SnapshotKey::Id(record.id);
+        let readable = |reader, record: &SnapshotRecord| SnapshotKey::Readable {
+            reader: id(reader),
+            id: record.id,
+        };
+        let [a, b, c, ..] = &made[..] else { panic!() };
+        assert_eq!(seen_by(&store, 8, None).await, ["8/a"]);
+
+        store
+            .share_snapshot(&key(a), with(&[8], false))
+            .await
+            .unwrap();
+        store
+            .share_snapshot(&key(b), with(&[], true))
+            .await
+            .unwrap();
+        // Whoever is named twice reads once.
+        let b_key = key(b);
+        let twice = store.share_snapshot(&b_key, with(&[8, 9], false));
+        let twice = twice.await.unwrap();
+        assert_eq!(twice.sharing, with(&[8, 9], true));
+        assert_eq!(seen_by(&store, 8, None).await, ["7/a", "7/b", "8/a"]);
+        assert_eq!(seen_by(&store, 9, None).await, ["7/b", "9/z"]);
+        assert_eq!(seen_by(&store, 9, Some(7)).await, ["7/b"]);
+        assert_eq!(seen_by(&store, 9, Some(8)).await, [""; 0]);
+        assert_eq!(seen_by(&store, 7, None).await, ["7/a", "7/b", "7/c"]);
+        // An account that does not exist sees what everybody does.
+        assert_eq!(seen_by(&store, 1234, None).await, ["7/b"]);
+        // Tags are not shared, nor a way to find out about them.
+        let tagged = ListQuery {
+            reader: Some(id(8)),
+            tags: a.tags.clone(),
+            limit: 100,
+            ..ListQuery::default()
+        };
+        let tagged = store.list_snapshots(tagged).await.unwrap();
+        assert_eq!(
+            tagged.iter().map(|it| it.owner).collect::<Vec<_>>(),
+            [id(8)]
+        );
+
+        for (reader, record, may) in [
+            (7, a, true),
+            (8, a, true),
+            (9, a, false),
+            (9, b, true),
+            (1234, b, true),
+            (8, c, false),
+        ] {
+            let key = readable(reader, record);
+            let opened = store.open_snapshot(&key).await;
+            assert_eq!(opened.is_ok(), may, "{key:?}");
+            let volume = NewVolume {
+                from: Some(key.clone()),
+                size_bytes: None,
+                ..volume_of(8, &format!("from-{reader}-{}", record.label()))
+            };
+            let volume = store.create_volume(volume).await;
+            assert_eq!(volume.is_ok(), may, "{key:?}");
+            if !may {
+                let refused = opened.unwrap_err();
+                assert!(matches!(refused, Error::NotFound { .. }), "{refused}");
+            }
+            // No key for reading changes anything, even the owner's.
+            let owned = SnapshotKey::Owned {
+                owner: id(reader),
+                id: record.id,
+            };
+            if reader != 7 {
+                let refused = store.delete_snapshot(&owned).await.unwrap_err();
+                assert!(matches!(refused, Error::NotFound { .. }), "{refused}");
+            }
+        }
+
+        store
+            .unshare_snapshot(&key(b), with(&[9], true))
+            .await
+            .unwrap();
+        assert_eq!(seen_by(&store, 9, None).await, ["9/z"]);
+        assert_eq!(seen_by(&store, 8, None).await, ["7/a", "7/b", "8/a"]);
+        // Whoever gets it has shared it with nobody.
+        let given = store.give_snapshot(&key(b), id(9)).await.unwrap();
+        assert!(given.sharing.is_empty());
+        assert_eq!(seen_by(&store, 8, None).await, ["7/a", "8/a"]);
+        let many: Vec<u64> = (1..=limits::SHARED_ACCOUNTS_MAX as u64 + 1).collect();
+        let refused = store.share_snapshot(&key(c), with(&many, false)).await;
+        assert!(matches!(refused, Err(Error::TooMany { .. })));
+        store
+            .share_snapshot(&key(c), with(&many[1..], false))
+            .await
+            .unwrap();
+        closed(store).await;
+
+        fs::remove_dir_all(names::index(dir.path())).unwrap();
+        rebuild(Options::new(dir.path())).await.unwrap();
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        assert_eq!(seen_by(&store, 8, None).await, ["7/a", "7/c", "8/a"]);
+        assert_eq!(seen_by(&store, 9, None).await, ["7/c", "9/b", "9/z"]);
+        closed(store).await;
     });
 }

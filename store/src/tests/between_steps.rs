@@ -456,7 +456,7 @@ fn a_row_that_was_moved_during_an_upload_is_at_or_above_its_floors() {
 
         let ingest = begin(&store, "u", &content).await;
         let name = Name::chunk(other);
-        assert_eq!(ingest.missing(&[other]).await.unwrap(), [0]);
+        assert_eq!(ingest.missing(&[other], &[]).await.unwrap(), [0]);
         let sent = vec![incoming(other, &cut.chunks[&other])];
         ingest.put_chunks(sent).await.unwrap();
         let is_other = |name: &Name, _: &Location| *name == Name::chunk(other);

@@ -92,10 +92,10 @@ async fn uploads(world: Rc<World>, mut random: Random, contents: Rc<Vec<Vec<u8>>
             .unwrap();
         // Learns which chunks are there, and uses them much later.
         let ids: Vec<_> = cut.chunks.keys().copied().collect();
-        let before = ingest.missing(&ids).await.unwrap();
+        let before = ingest.missing(&ids, &[]).await.unwrap();
         pause(&mut random).await;
         pause(&mut random).await;
-        let after = ingest.missing(&ids).await.unwrap();
+        let after = ingest.missing(&ids, &[]).await.unwrap();
         let is_forgotten = |at: &u32| before.binary_search(at).is_err();
         assert!(
             !after.iter().any(is_forgotten),

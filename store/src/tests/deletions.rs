@@ -10,8 +10,8 @@ use super::{
     volume_data::new_volume,
 };
 use crate::{
-    AccountId, Error, ListPlace, ListQuery, Options, SnapshotId, SnapshotKey, SnapshotRecord,
-    SnapshotState, Store, VolumeId, format::Change, limits, meta::Meta,
+    AccountId, Error, ListPlace, ListQuery, Options, Sharing, SnapshotId, SnapshotKey,
+    SnapshotRecord, SnapshotState, Store, VolumeId, format::Change, limits, meta::Meta,
 };
 
 /// Snapshots by name: their ids, and the volumes of the pending ones.
@@ -64,9 +64,9 @@ async fn delete_all(store: &Store, model: &mut Model, keys: &[SnapshotKey]) -> u
         let (done, later) = rest.split_at(outcomes.len());
         for (key, outcome) in done.iter().zip(outcomes) {
             let name = model.iter().find_map(|(name, (id, _))| match key {
-                SnapshotKey::Id(wanted) | SnapshotKey::Owned { id: wanted, .. } => {
-                    (id == wanted).then(|| name.clone())
-                }
+                SnapshotKey::Id(wanted)
+                | SnapshotKey::Owned { id: wanted, .. }
+                | SnapshotKey::Readable { id: wanted, .. } => (id == wanted).then(|| name.clone()),
                 SnapshotKey::Name { name: wanted, .. } => (name == wanted).then(|| name.clone()),
             });
             match (name, outcome) {
@@ -158,6 +158,7 @@ async fn plant(store: &Store, count: usize, tags: &BTreeMap<String, String>) -> 
                 tags: tags.clone(),
                 origin: None,
                 parent: None,
+                sharing: Sharing::default(),
             };
             changes.push(Change::put(&record));
             model.insert(record.name.unwrap(), (record.id, None));

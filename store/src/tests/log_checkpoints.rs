@@ -16,7 +16,8 @@ use super::{
     volume_data::{BLOCK, contents, new_volume},
 };
 use crate::{
-    Error, Result, SnapshotId, SnapshotRecord, SnapshotState, Store, VolumeId, VolumeRecord,
+    Error, Result, Sharing, SnapshotId, SnapshotRecord, SnapshotState, Store, VolumeId,
+    VolumeRecord,
     format::{
         AccountId, Change, Kinds,
         catalog_log::{CheckpointId, LogHeader},
@@ -113,6 +114,7 @@ fn random_change(random: &mut Random) -> Change {
             tags: tags(random),
             origin: None,
             parent: None,
+            sharing: Sharing::default(),
         }),
         4 | 5 => Change::put(&VolumeRecord {
             id: volume,

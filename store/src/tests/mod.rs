@@ -33,6 +33,7 @@ mod moved_packs;
 mod open_packs;
 mod pending;
 mod pending_faults;
+mod possession;
 mod promises;
 mod rebuilt;
 mod repairs;
@@ -185,7 +186,7 @@ pub(super) fn new_snapshot(name: &str, size_bytes: usize) -> NewSnapshot {
 /// Sends the missing parts of an image, without the commit.
 pub(super) async fn send(ingest: &Ingest, cut: &Cut) -> Result<PutOutcome> {
     let ids: Vec<_> = cut.chunks.keys().copied().collect();
-    let missing = ingest.missing(&ids).await?;
+    let missing = ingest.missing(&ids, &[]).await?;
     let mut sum = PutOutcome::default();
     for part in missing.chunks(7) {
         let chunks = part

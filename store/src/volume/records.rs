@@ -294,7 +294,7 @@ mod tests {
     use super::*;
     use crate::{
         format::{Change, catalog_log::Record},
-        meta::{Batch, Catalog as _, MemoryMeta, SnapshotContent, SnapshotState},
+        meta::{Batch, Catalog as _, MemoryMeta, Sharing, SnapshotContent, SnapshotState},
     };
 
     const ID: VolumeId = VolumeId::from_low_bits([7; 9]);
@@ -322,6 +322,7 @@ mod tests {
             tags: BTreeMap::new(),
             origin: None,
             parent: None,
+            sharing: Sharing::default(),
         };
         let meta = MemoryMeta::default();
         put(&meta, Record::One(Change::put(&record)));

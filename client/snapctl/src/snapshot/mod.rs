@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::json;
 use varve_client::{
-    ChangeKind, ChangedExtent, Client, Control, SnapshotFilter, VerifyReport, Violation,
+    ChangeKind, ChangedExtent, Client, Control, Sharing, SnapshotFilter, VerifyReport, Violation,
 };
 
 use self::delete::Delete;
@@ -42,6 +42,10 @@ pub(crate) enum Snapshot {
     Delete(Delete),
     /// Set and remove tags of a snapshot
     Tag(Tag),
+    /// Let other accounts read a snapshot, and make volumes from it
+    Share(Share),
+    /// End the sharing of a snapshot; what others made of it stays
+    Unshare(Share),
     /// Show where two snapshots differ, related or not
     Diff(Diff),
     /// Read and check all data of a snapshot
@@ -88,6 +92,26 @@ pub(crate) struct Tag {
     remove: Vec<String>,
 }
 
+/// Arguments of `snapshot share` and `snapshot unshare`.
+#[derive(Debug, Args)]
+pub(crate) struct Share {
+    /// Name or id
+    snapshot: String,
+    /// Ids of accounts, for the administrator also their names; `all`: all accounts
+    #[arg(required = true, value_name = "ACCOUNT")]
+    accounts: Vec<String>,
+}
+
+impl Share {
+    fn with(accounts: Vec<String>) -> Sharing {
+        let (all, accounts): (Vec<_>, _) = accounts.into_iter().partition(|it| it == "all");
+        Sharing {
+            accounts,
+            everybody: !all.is_empty(),
+        }
+    }
+}
+
 /// Arguments of `snapshot diff`.
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
@@ -124,6 +148,16 @@ impl Snapshot {
                     .tag_snapshot(&snapshot, BTreeMap::from_iter(tags), remove)
                     .await?;
                 show(&tagged, options)
+            }
+            Self::Share(Share { snapshot, accounts }) => {
+                let snapshot = options.named.snapshot(&client, &snapshot).await?;
+                let with = Share::with(accounts);
+                show(&client.share_snapshot(&snapshot, with).await?, options)
+            }
+            Self::Unshare(Share { snapshot, accounts }) => {
+                let snapshot = options.named.snapshot(&client, &snapshot).await?;
+                let with = Share::with(accounts);
+                show(&client.unshare_snapshot(&snapshot, with).await?, options)
             }
             Self::Diff(diff) => diff.run(&client, options).await,
             Self::Verify { snapshot } => verify(&client, &snapshot, options).await,
@@ -230,6 +264,9 @@ fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Fail
     facts.extend(volume.map(|volume| ("Volume", format!("{} ({})", volume.name, volume.id))));
     facts.extend(snapshot.parent.iter().map(|id| ("Parent", id.clone())));
     facts.extend(output::other_owner(&snapshot.owner).map(|id| ("Owner", id)));
+    let all = snapshot.sharing.everybody.then(|| "all".to_owned());
+    let accounts = snapshot.sharing.accounts.iter().cloned();
+    facts.extend(all.into_iter().chain(accounts).map(|it| ("Shared", it)));
     let tags = snapshot.tags.iter();
     facts.extend(tags.map(|(key, value)| ("Tag", format!("{key}={value}"))));
     output::write(&output::facts(&facts))

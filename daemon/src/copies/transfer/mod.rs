@@ -602,7 +602,7 @@ impl Transfer<'_> {
 
     /// Fetches those of the chunks `ids` that are missing here.
     async fn fetch_missing(&self, leaves: &[SizedLeaf], ids: &[ChunkId]) -> Result<(), CopyError> {
-        let missing = self.ingest.missing(ids).await?;
+        let missing = self.ingest.missing(ids, &[]).await?;
         let missing: HashSet<_> = missing
             .iter()
             .filter_map(|at| ids.get(*at as usize).copied())

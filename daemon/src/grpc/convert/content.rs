@@ -35,6 +35,7 @@ pub(in crate::grpc) fn new_upload(request: v1::BeginUploadRequest) -> Result<New
             tags: request.tags,
             chunker_version: chunker.version,
         },
+        base: request.base,
         keep_packed: request.keep_packed,
     })
 }

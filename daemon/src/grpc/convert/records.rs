@@ -51,6 +51,13 @@ pub(in crate::grpc) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
         }),
         failure,
         owner: record.owner.to_string(),
+        shared_accounts: record
+            .sharing
+            .accounts
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        shared_with_everybody: record.sharing.everybody,
     }
 }
 

@@ -308,6 +308,7 @@ async fn messages_over_the_limits() {
     let find = v1::FindMissingRequest {
         upload_id: upload.clone(),
         ids: vec![0; 32 * (limits::FIND_IDS_MAX as usize + 1)].into(),
+        segments: Vec::new(),
     };
     refused(
         daemon.content().find_missing(find.clone()).await,

@@ -116,6 +116,7 @@ impl Daemon {
             let request = v1::FindMissingRequest {
                 upload_id: upload_id.to_owned(),
                 ids: group.iter().flat_map(|chunk| chunk.id.to_vec()).collect(),
+                segments: Vec::new(),
             };
             let answer = self
                 .content()

@@ -33,7 +33,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         let open = async {
-            let key = sight.snapshot("snapshot", key)?;
+            let key = sight.readable_snapshot("snapshot", key)?;
             let place = streams::place(&self.0.readers, caller).await?;
             let reader = self.store().open_snapshot(&key).await?;
             let download = Download {
@@ -61,7 +61,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         let open = async {
-            let key = sight.snapshot("snapshot", key)?;
+            let key = sight.readable_snapshot("snapshot", key)?;
             let place = streams::place(&self.0.readers, caller).await?;
             let reader = self.store().open_snapshot(&key).await?;
             let range = read::range(reader.size_bytes(), offset_bytes, length_bytes)?;

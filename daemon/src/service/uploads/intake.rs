@@ -12,7 +12,7 @@ use futures::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use varve_store::{IncomingChunk, Ingest, PutOutcome};
 
-use super::table::{Lease, Uploads};
+use super::table::Lease;
 use crate::{
     limits,
     resources::shares::{Hold, Holder, Shares},
@@ -50,10 +50,11 @@ impl Intake {
         }
     }
 
-    /// Takes the chunks of one stream, from its first message on. The first error ends the stream.
+    /// Takes the chunks of one stream for an upload, from its first message on. The first error ends
+    /// the stream, and so does a silence of `idle`.
     pub(super) async fn take_chunks<S, C, E>(
         &self,
-        uploads: &Arc<Uploads<Ingest>>,
+        (upload, idle): (Lease<Ingest>, Duration),
         holder: Holder,
         first: ChunkMessage<C>,
         mut messages: S,
@@ -65,14 +66,12 @@ impl Intake {
         E: From<Error>,
     {
         let mut total = PutOutcome::default();
-        let upload = uploads.lease(&first.upload).map_err(Error::from)?;
         // Take the place only after the first message: a silent stream keeps nobody from a place.
         let place = self.streams.take(holder, 1, limits::BUSY_WITHIN);
         let place = place.await.map_err(Error::from)?;
         place.settle(true);
         let place = Arc::new(place);
         moves(&place);
-        let idle = uploads.idle();
         let mut under_way = FuturesUnordered::new();
         let mut message = Some(first);
         while let Some(request) = message {

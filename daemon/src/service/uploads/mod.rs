@@ -11,14 +11,16 @@ use std::sync::Arc;
 use futures::Stream;
 use tracing::debug;
 use varve_content::{ChunkId, RootId, tree::Leaf};
-use varve_store::{IncomingChunk, NewSnapshot, PutOutcome, SnapshotRecord};
+use varve_store::{IncomingChunk, Ingest, NewSnapshot, PutOutcome, SnapshotRecord};
 
 pub(super) use self::intake::Intake;
+use self::table::Lease;
 pub(crate) use self::{intake::ChunkMessage, table::Uploads};
 use super::{
-    Service,
+    Service, Snapshot,
     error::{Error, Result},
     request,
+    sight::Sight,
 };
 use crate::{
     auth::{Action, Attempt, Caller, Resource, done},
@@ -31,6 +33,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct NewUpload {
     pub(crate) snapshot: NewSnapshot,
+    /// Name or id of a snapshot whose content the caller need not send; empty: none.
+    pub(crate) base: String,
     /// Keeps chunks as the caller packed them.
     pub(crate) keep_packed: bool,
 }
@@ -39,7 +43,8 @@ impl Service {
     /// Begins an upload. Returns its id.
     pub(crate) async fn begin_upload(&self, caller: &Caller, new: NewUpload) -> Result<String> {
         let name = new.snapshot.name.clone();
-        let on = [Resource::Snapshot(&name)];
+        let mut on = vec![Resource::Snapshot(&name)];
+        on.extend((!new.base.is_empty()).then_some(Resource::Snapshot(&new.base)));
         let sight = self.sight(caller);
         self.pass(caller, Action::BeginUpload, &on, async {
             let snapshot = NewSnapshot {
@@ -49,7 +54,21 @@ impl Service {
             let uploads = &self.0.parts.uploads;
             uploads.make_room(caller.holder())?;
             let size_bytes = snapshot.size_bytes;
+            let base = match &*new.base {
+                "" => None,
+                base => {
+                    let base = sight.readable_snapshot("base", base)?;
+                    Some(Box::pin(self.store().open_snapshot(&base)).await?)
+                }
+            };
             let mut ingest = self.store().begin_ingest(snapshot).await?;
+            // The administrator may read everything, so it has nothing to prove.
+            if !sight.sees_others() {
+                ingest = ingest.only_what_is_proved(base.as_ref())?;
+                if self.0.parts.hides_dedupe {
+                    ingest = ingest.write_known();
+                }
+            }
             if new.keep_packed {
                 ingest = ingest.keep_packed();
             }
@@ -60,22 +79,36 @@ impl Service {
         .await
     }
 
-    /// Returns the positions of the chunks that the store does not have.
+    /// Returns the positions of the chunks that the caller has to send: the store does not have
+    /// them, or the caller has not proved that it has. `segments` are those that they are in.
     pub(crate) async fn find_missing(
         &self,
         caller: &Caller,
         upload: &str,
         ids: &[ChunkId],
+        segments: &[u32],
     ) -> Result<Vec<u32>> {
         let on = [Resource::Upload(upload)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::FindMissing, &on, async {
             request::at_most("ids", "ids", ids.len(), limits::FIND_IDS_MAX as usize)?;
-            let upload = self.0.parts.uploads.lease(upload)?;
+            let most = limits::FIND_SEGMENTS_MAX;
+            request::at_most("segments", "segments", segments.len(), most)?;
+            let upload = self.upload(&sight, upload)?;
             // A request without ids is no progress.
             let _work = (!ids.is_empty()).then(|| upload.work());
-            Ok(upload.missing(ids).await?)
+            Ok(upload.missing(ids, segments).await?)
         })
         .await
+    }
+
+    /// An upload of the caller's account, for one call.
+    fn upload(&self, sight: &Sight, id: &str) -> Result<Lease<Ingest>> {
+        let upload = self.0.parts.uploads.lease(id)?;
+        match upload.new_snapshot().owner == sight.account()? {
+            true => Ok(upload),
+            false => Err(upload.not_found().into()),
+        }
     }
 
     /// Takes the chunks of one stream. The first error ends it; `E` is the error of the stream
@@ -99,16 +132,20 @@ impl Service {
         if let Ok(Some(first)) = &first {
             attempt.is_on(&[Resource::Upload(&first.upload)]);
         }
-        let (intake, uploads) = (&self.0.intake, &self.0.parts.uploads);
+        let (sight, idle) = (self.sight(caller), self.0.parts.uploads.idle());
         let taken = async {
-            match first? {
-                Some(first) => {
-                    let holder = caller.holder();
-                    let taken = intake.take_chunks(uploads, holder, first, messages, moves);
-                    taken.await
-                }
-                None => Ok(PutOutcome::default()),
+            let Some(first) = first? else {
+                return Ok(PutOutcome::default());
+            };
+            let to = (self.upload(&sight, &first.upload)?, idle);
+            let intake = &self.0.intake;
+            let taken = intake.take_chunks(to, caller.holder(), first, messages, moves);
+            let mut outcome = taken.await?;
+            if !sight.sees_others() {
+                // It would tell of the content of other accounts.
+                outcome.new_bytes = 0;
             }
+            Ok(outcome)
         };
         let tell = |attempt: &Attempt, _: &_| attempt.served();
         attempt.carry_out(taken, tell).await
@@ -122,10 +159,11 @@ impl Service {
         leaves: Vec<(u32, Leaf)>,
     ) -> Result<()> {
         let on = [Resource::Upload(upload)];
+        let sight = self.sight(caller);
         self.pass(caller, Action::PutLeaves, &on, async {
-            let upload = self.0.parts.uploads.lease(upload)?;
+            let upload = self.upload(&sight, upload)?;
             let _work = (!leaves.is_empty()).then(|| upload.work());
-            Ok(upload.put_leaves(leaves).await?)
+            Ok(Box::pin(upload.put_leaves(leaves)).await?)
         })
         .await
     }
@@ -137,13 +175,13 @@ impl Service {
         caller: &Caller,
         upload: &str,
         root: RootId,
-    ) -> Result<SnapshotRecord> {
+    ) -> Result<Snapshot> {
         let on = [Resource::Upload(upload)];
-        let uploads = Arc::clone(&self.0.parts.uploads);
-        let upload = upload.to_owned();
-        let change = async move { Ok(uploads.remove(&upload)?.commit(root).await?) };
+        let (service, seen, upload) = (self.clone(), self.sight(caller), upload.to_owned());
+        let sight = seen.clone();
+        let change = async move { Ok(service.close(&sight, &upload)?.commit(root).await?) };
         let call = (caller, Action::CommitUpload);
-        self.change(call, &on, change, |attempt, record: &SnapshotRecord| {
+        let committed = self.change(call, &on, change, |attempt, record: &SnapshotRecord| {
             let content = record.content();
             done!(
                 attempt,
@@ -156,17 +194,22 @@ impl Service {
                 root = content.map(|content| tracing::field::display(content.root)),
                 "snapshot committed"
             );
-        })
-        .await
+        });
+        Ok(self.described(&seen, committed.await?))
+    }
+
+    /// Takes an upload of the caller's account out of the open ones.
+    fn close(&self, sight: &Sight, id: &str) -> Result<Arc<Ingest>> {
+        self.upload(sight, id)?;
+        Ok(self.0.parts.uploads.remove(id)?)
     }
 
     /// Aborts an upload. Chunks that arrived stay.
     pub(crate) async fn abort_upload(&self, caller: &Caller, upload: &str) -> Result<()> {
         let on = [Resource::Upload(upload)];
-        let uploads = Arc::clone(&self.0.parts.uploads);
-        let upload = upload.to_owned();
+        let (service, sight, upload) = (self.clone(), self.sight(caller), upload.to_owned());
         let change = async move {
-            let ingest = uploads.remove(&upload)?;
+            let ingest = service.close(&sight, &upload)?;
             Ok((upload, ingest.new_snapshot().name.clone()))
         };
         let call = (caller, Action::AbortUpload);

@@ -243,6 +243,11 @@ impl<I> Lease<I> {
         }
     }
 
+    /// The error for an upload that is not there, or that the caller does not see.
+    pub(in crate::service) fn not_found(&self) -> Error {
+        not_found(&self.id)
+    }
+
     /// The id of the upload.
     pub(in crate::service) fn id(&self) -> &str {
         &self.id

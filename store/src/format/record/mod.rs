@@ -9,6 +9,7 @@ pub mod copy;
 #[cfg(test)]
 pub(crate) mod note;
 pub mod remote;
+pub mod sharing;
 pub mod snapshot;
 pub mod token;
 pub mod volume;
@@ -23,8 +24,13 @@ use std::{
 use varve_content::RootId;
 
 pub use self::{
-    account::AccountRecord, copy::CopyRecord, remote::RemoteRecord, snapshot::SnapshotRecord,
-    token::TokenRecord, volume::VolumeRecord,
+    account::AccountRecord,
+    copy::CopyRecord,
+    remote::RemoteRecord,
+    sharing::{Grantee, Sharing},
+    snapshot::SnapshotRecord,
+    token::TokenRecord,
+    volume::VolumeRecord,
 };
 use super::{AccountId, FormatError, IdKind, RecordId, keys};
 
@@ -67,6 +73,11 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
         None
     }
 
+    /// Who may read it beside its owner, if its kind can be shared: a key that finds the record.
+    fn sharing(&self) -> Option<&Sharing> {
+        None
+    }
+
     /// Its id.
     fn id(&self) -> Self::Id {
         self.keys().id
@@ -92,8 +103,8 @@ pub trait Tagged: CatalogRecord {
 
 /// A record that belongs to an account.
 pub trait Owned: CatalogRecord {
-    /// The account that it belongs to.
-    fn owner_mut(&mut self) -> &mut AccountId;
+    /// Makes it belong to an account.
+    fn give(&mut self, to: AccountId);
 }
 
 /// The keys that find a record.
@@ -166,7 +177,8 @@ pub struct Kind {
     /// Column family of the ids, by owner and label. A kind without one is listed by id, and its
     /// records have no owners, and no names but their ids.
     pub labels: Option<&'static str>,
-    /// Column family of the ids, by tag, owner and label.
+    /// Column family of the ids, by tag, owner and label, and by those whom the record is shared
+    /// with, owner and label.
     pub tags: Option<&'static str>,
     /// Column family of the ids, by [root](CatalogRecord::whole_root) and id.
     pub roots: Option<&'static str>,
@@ -296,6 +308,8 @@ pub struct OwnedKeys {
     pub name: Option<String>,
     /// Its tags.
     pub tags: Tags,
+    /// Those whom it is shared with.
+    pub shared_with: Vec<Grantee>,
     /// The root of its content, if it has all of it.
     pub root: Option<RootId>,
     /// Bytes that the record adds to the sizes of snapshots.
@@ -327,6 +341,10 @@ fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> 
         owner: keys.owner,
         name: keys.name.map(str::to_owned),
         tags: keys.tags.cloned().unwrap_or_default(),
+        shared_with: record
+            .sharing()
+            .map(|sharing| sharing.grantees().collect())
+            .unwrap_or_default(),
         root: record.whole_root(),
         logical_bytes: record.logical_bytes(),
         roots: record.roots(),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use varve_content::{RootId, block::BLOCK_BYTES};
 
-use super::{CatalogRecord, Counter, Keys, Kind, Owned, Tagged, Tags, named};
+use super::{CatalogRecord, Counter, Keys, Kind, Owned, Sharing, Tagged, Tags, named};
 use crate::format::{
     AccountId, FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
     fields::{Fields, optional, put_tags, put_text},
@@ -12,10 +12,12 @@ use crate::format::{
 
 /// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a
 /// state, an origin and a parent, the second none for an owner, a description and the want of a
-/// name. A record is written in the first version that can express it.
+/// name, the third none for those whom it is shared with. A record is written in the first version
+/// that can express it.
 const PLAIN: u8 = 1;
 const WITH_STATE: u8 = 2;
-const VERSION: u8 = 3;
+const WITH_OWNER: u8 = 3;
+const VERSION: u8 = 4;
 
 const COMPLETED: u8 = 1;
 const PENDING: u8 = 2;
@@ -41,7 +43,7 @@ pub type SnapshotId = RecordId<OfSnapshot>;
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 3; 2 for a snapshot with a name that is the administrator's and has no description; 1 if it is also complete, of no volume and without a parent |
+/// | 1 | version: 4; 3 for a snapshot that is not shared; 2 if it also has a name, is the administrator's and has no description; 1 if it is also complete, of no volume and without a parent |
 /// | 1 | state: 1 completed, 2 pending, 3 failed; absent in version 1, like all that is marked so |
 /// | 1 | flags: 1 has an origin, 2 has a parent, 4 has no name (from version 3 on); absent in version 1 |
 /// | 9 | id |
@@ -60,6 +62,9 @@ pub type SnapshotId = RecordId<OfSnapshot>;
 /// | 4 + n, 4 + n | each tag: key, value |
 /// | 8 | id of the owner as a number; absent in versions 1 and 2 |
 /// | 4 + n | description: length, UTF-8; absent in versions 1 and 2 |
+/// | 1 | 1 if it is shared with everybody, else 0; absent before version 4 |
+/// | 4 | number of accounts that it is shared with, ascending; absent before version 4 |
+/// | 8 | each of them, as a number |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotRecord {
     /// Its id.
@@ -84,6 +89,8 @@ pub struct SnapshotRecord {
     /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by
     /// now, or have been in another store only.
     pub parent: Option<SnapshotId>,
+    /// Who may read it beside its owner.
+    pub sharing: Sharing,
 }
 
 /// How far along a snapshot is.
@@ -155,8 +162,10 @@ impl SnapshotRecord {
     /// The first version that can express the record.
     fn version(&self) -> u8 {
         let is_owned = self.owner != AccountId::ADMINISTRATOR;
-        if is_owned || !self.description.is_empty() || self.name.is_none() {
+        if !self.sharing.is_empty() {
             VERSION
+        } else if is_owned || !self.description.is_empty() || self.name.is_none() {
+            WITH_OWNER
         } else if self.content().is_some() && self.origin.is_none() && self.parent.is_none() {
             PLAIN
         } else {
@@ -166,8 +175,10 @@ impl SnapshotRecord {
 }
 
 impl Owned for SnapshotRecord {
-    fn owner_mut(&mut self) -> &mut AccountId {
-        &mut self.owner
+    /// The new owner has not shared it with anybody.
+    fn give(&mut self, to: AccountId) {
+        self.owner = to;
+        self.sharing = Sharing::default();
     }
 }
 
@@ -208,6 +219,10 @@ impl CatalogRecord for SnapshotRecord {
         self.root()
     }
 
+    fn sharing(&self) -> Option<&Sharing> {
+        Some(&self.sharing)
+    }
+
     fn encode(&self) -> Vec<u8> {
         let version = self.version();
         let plain = version == PLAIN;
@@ -245,9 +260,12 @@ impl CatalogRecord for SnapshotRecord {
             put_text(&mut bytes, reason);
         }
         put_tags(&mut bytes, &self.tags);
-        if version == VERSION {
+        if version >= WITH_OWNER {
             bytes.extend_from_slice(&self.owner.number().to_le_bytes());
             put_text(&mut bytes, &self.description);
+        }
+        if version == VERSION {
+            self.sharing.encode_into(&mut bytes);
         }
         bytes
     }
@@ -256,7 +274,7 @@ impl CatalogRecord for SnapshotRecord {
         const WHAT: &str = "record of a snapshot";
         let mut fields = Fields::new(WHAT, bytes);
         let version = fields.u8()?;
-        if !matches!(version, PLAIN | WITH_STATE | VERSION) {
+        if !matches!(version, PLAIN | WITH_STATE | WITH_OWNER | VERSION) {
             return Err(FormatError::unknown(
                 "version of a snapshot's record",
                 format_args!("{PLAIN} to {VERSION}"),
@@ -304,10 +322,14 @@ impl CatalogRecord for SnapshotRecord {
         }
         let tags = fields.tags()?;
         let (mut owner, mut description) = (AccountId::ADMINISTRATOR, String::new());
-        if version == VERSION {
+        if version >= WITH_OWNER {
             owner = AccountId::decode_from(&mut fields)?;
             description = fields.text()?;
         }
+        let sharing = match version {
+            VERSION => Sharing::decode_from(&mut fields)?,
+            _ => Sharing::default(),
+        };
         fields.end()?;
         let name = named(WHAT, name, has(HAS_NO_NAME))?;
         if (volume.is_none() && !volume_name.is_empty()) || (state != FAILED && !reason.is_empty())
@@ -344,6 +366,7 @@ impl CatalogRecord for SnapshotRecord {
                 name: volume_name,
             }),
             parent,
+            sharing,
         };
         if record.version() != version {
             return Err(FormatError::differs(
@@ -368,7 +391,7 @@ fn check_head(version: u8, state: u8, flags: u8) -> Result<(), FormatError> {
         ));
     }
     let known = match version {
-        VERSION => HAS_ORIGIN | HAS_PARENT | HAS_NO_NAME,
+        WITH_OWNER | VERSION => HAS_ORIGIN | HAS_PARENT | HAS_NO_NAME,
         _ => HAS_ORIGIN | HAS_PARENT,
     };
     if flags & !known != 0 {

@@ -108,8 +108,8 @@ pub struct PendingSnapshot {
 }
 
 impl Owned for VolumeRecord {
-    fn owner_mut(&mut self) -> &mut AccountId {
-        &mut self.owner
+    fn give(&mut self, to: AccountId) {
+        self.owner = to;
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     catalog_log::{self, LogHeader, Position},
     keys::Identity,
     pack::{self, Header, PackHeader, Payload, RecordKind, Trailer},
+    record::Sharing,
     store_file::StoreFile,
     *,
 };
@@ -100,6 +101,7 @@ pub(super) fn snapshot() -> SnapshotRecord {
             .into(),
         origin: None,
         parent: None,
+        sharing: Sharing::default(),
     }
 }
 
@@ -566,6 +568,7 @@ proptest! {
             tags,
             origin: origin.map(|(id, name)| SnapshotOrigin { volume: VolumeId::from_low_bits(id), name }),
             parent: parent.map(SnapshotId::from_low_bits),
+            sharing: Sharing::default(),
         };
         prop_assert_eq!(SnapshotRecord::decode(&record.encode()), Ok(record));
     }

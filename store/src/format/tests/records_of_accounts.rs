@@ -333,7 +333,7 @@ fn records_of_accounts_that_are_none() {
     let end = snapshot_of_nobody().encode().len();
     for (at, byte, why) in [
         (0, 2, "flags of a snapshot's record"),
-        (0, 4, "version of a snapshot's record"),
+        (0, 5, "version of a snapshot's record"),
         (2, 0x08, "flags of a snapshot's record"),
         // Of 13 digits.
         (end - 12, 0xff, "id of an account"),
@@ -365,4 +365,48 @@ fn records_of_accounts_that_are_none() {
     volume[0] = 3;
     let error = VolumeRecord::decode(&volume).unwrap_err().to_string();
     assert!(error.contains("flags of a volume's record"), "{error}");
+}
+
+#[test]
+fn a_snapshot_that_is_shared_ends_with_those_who_may_read_it() {
+    let shared = |everybody, accounts: &[u64]| SnapshotRecord {
+        sharing: Sharing {
+            everybody,
+            accounts: accounts
+                .iter()
+                .map(|number| AccountId::from_number(*number).unwrap())
+                .collect(),
+        },
+        ..snapshot_of_nobody()
+    };
+    let plain = snapshot_of_nobody().encode();
+    for (record, tail) in [
+        (shared(true, &[]), &b"\x01\0\0\0\0"[..]),
+        (
+            shared(false, &[7, 256]),
+            b"\0\x02\0\0\0\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0",
+        ),
+    ] {
+        let bytes = record.encode();
+        assert_eq!(bytes[0], 4);
+        assert_eq!(bytes[1..plain.len()], plain[1..]);
+        assert_eq!(&bytes[plain.len()..], tail);
+        for len in 0..bytes.len() {
+            assert!(SnapshotRecord::decode(&bytes[..len]).is_err(), "{len}");
+        }
+        assert_eq!(SnapshotRecord::decode(&bytes), Ok(record));
+    }
+    let mut bytes = shared(false, &[7, 256]).encode();
+    let end = bytes.len();
+    bytes[end - 8..].copy_from_slice(&7u64.to_le_bytes());
+    let error = SnapshotRecord::decode(&bytes).unwrap_err().to_string();
+    assert!(error.contains("an account behind 000000000007"), "{error}");
+    bytes[plain.len()] = 2;
+    let error = SnapshotRecord::decode(&bytes).unwrap_err().to_string();
+    assert!(error.contains("0 or 1 for everybody"), "{error}");
+    // With nobody, the third version can express it.
+    let mut nobody = [&plain[..], &[0; 5]].concat();
+    nobody[0] = 4;
+    let error = SnapshotRecord::decode(&nobody).unwrap_err().to_string();
+    assert!(error.contains("the first that can express"), "{error}");
 }

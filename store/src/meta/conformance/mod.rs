@@ -136,6 +136,7 @@ pub(super) fn snapshot(number: u8, name: &str) -> SnapshotRecord {
         tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
         origin: None,
         parent: None,
+        sharing: Sharing::default(),
     }
 }
 

@@ -84,6 +84,7 @@ fn tagged<R: CatalogRecord>(
         owner: None,
         name_prefix: prefix.to_owned(),
         tags: tags.collect(),
+        shared_with: None,
     };
     walk(meta, &filter, from)
 }
@@ -113,6 +114,7 @@ fn any_change() -> impl Strategy<Value = Change> {
                 size_bytes: size_bytes.into(),
                 tags: tags_of(size_bytes),
                 state: state_of(size_bytes),
+                sharing: sharing_of(size_bytes),
                 ..snapshot(number, name)
             })
         }),
@@ -127,6 +129,19 @@ fn any_change() -> impl Strategy<Value = Change> {
         }),
         2 => (0..VOLUMES).prop_map(|number| Change::delete::<VolumeRecord>(&volume_id(number))),
     ]
+}
+
+/// With few, alone and together.
+fn sharing_of(number: u32) -> Sharing {
+    let [_, shared, ..] = number.to_le_bytes();
+    let accounts = OWNERS.iter().zip(0..);
+    let accounts = accounts.filter(|(_, bit)| shared >> bit & 1 == 1);
+    Sharing {
+        everybody: shared % 5 == 0,
+        accounts: accounts
+            .map(|(owner, _)| catalog::account(*owner))
+            .collect(),
+    }
 }
 
 /// Pending, or completed with one of few roots.
@@ -230,6 +245,26 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
                 owner: Some(owner),
                 name_prefix: prefix.to_owned(),
                 tags,
+                shared_with: None,
+            };
+            (
+                walk::<SnapshotRecord>(meta, &filter, ""),
+                walk::<VolumeRecord>(meta, &filter, ""),
+            )
+        })
+        .collect();
+    let grantees = owners.map(Grantee::Account).into_iter();
+    let shared: Vec<_> = grantees
+        .chain([Grantee::Everybody])
+        .flat_map(|grantee| [None, Some(owners[1])].map(|owner| (grantee, owner)))
+        .flat_map(|(grantee, owner)| ["", "a/"].map(|prefix| (grantee, owner, prefix)))
+        .flat_map(|it| [Tags::new(), tags_of(0)].map(|tags| (it, tags)))
+        .map(|((grantee, owner, prefix), tags)| {
+            let filter = Filter {
+                owner,
+                name_prefix: prefix.to_owned(),
+                tags,
+                shared_with: Some(grantee),
             };
             (
                 walk::<SnapshotRecord>(meta, &filter, ""),
@@ -253,7 +288,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         meta.lookup(&names).unwrap(),
-        (pages, by_tags, by_name, by_owner, by_id, by_root),
+        (pages, by_tags, by_name, by_owner, shared, by_id, by_root),
     )
 }
 

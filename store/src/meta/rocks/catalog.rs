@@ -28,12 +28,23 @@ const FILL_BATCH_BYTES: usize = 1 << 20;
 /// theirs are followed by a number of less than 2^40.
 const BEHIND_ALL_KEYS: [u8; 16] = [0xff; 16];
 
-/// The keys of a record's tags.
+/// The keys of a record's tags, and of those whom it is shared with.
 fn tag_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
     let list_key = record.list_key();
     let tags = record.tags.iter();
-    let keys = tags.map(|(key, value)| [&*keys::tag_prefix(key, value), &*list_key].concat());
-    keys.collect()
+    let tags = tags.map(|(key, value)| keys::tag_prefix(key, value));
+    let grantees = record.shared_with.iter().copied().map(keys::grantee_prefix);
+    let prefixes = tags.chain(grantees);
+    prefixes
+        .map(|prefix| [&*prefix, &*list_key].concat())
+        .collect()
+}
+
+/// The prefixes of the keys that all records have which pass a filter.
+fn prefixes(filter: &Filter) -> impl Iterator<Item = Vec<u8>> {
+    let tags = filter.tags.iter();
+    let tags = tags.map(|(key, value)| keys::tag_prefix(key, value));
+    tags.chain(filter.shared_with.map(keys::grantee_prefix))
 }
 
 /// The key of a record's root, if it has one.
@@ -161,21 +172,15 @@ impl Lists<'_> {
         Ok(page)
     }
 
-    /// Records by owner and label that have all of the tags.
+    /// Records by owner and label that have all of the tags, and are shared as the filter wants.
     ///
     /// Each tag gives its first list key from `from` on. If all tags give the same, the record has
     /// all tags; if not, the next candidate is the greatest of them. So a key skipped by a rare tag
-    /// is skipped by all.
+    /// is skipped by all. Whom a record is shared with is a tag in this.
     fn tagged(&self, tags: &'static str, from: &[u8], steps: usize) -> Result<Page<Entry>> {
         let family = self.database.family(tags)?;
-        let wanted = self.filter.tags.iter();
-        let mut wanted: Vec<_> = wanted
-            .map(|(key, value)| {
-                (
-                    keys::tag_prefix(key, value),
-                    self.view.raw_iterator_cf(family),
-                )
-            })
+        let mut wanted: Vec<_> = prefixes(self.filter)
+            .map(|prefix| (prefix, self.view.raw_iterator_cf(family)))
             .collect();
         let mut page = Page {
             records: Vec::new(),
@@ -256,7 +261,7 @@ impl Database {
             filter,
         };
         match kind.tags {
-            _ if filter.tags.is_empty() => lists.in_order(from, steps),
+            _ if !filter.needs_tags() => lists.in_order(from, steps),
             Some(tags) => lists.tagged(tags, from, steps),
             // No record of the kind can have any.
             None => Ok(Page {

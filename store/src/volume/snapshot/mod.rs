@@ -40,9 +40,9 @@ use crate::{
     format::{Change, journal::first_sequence_of},
     limits,
     meta::{
-        self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, Records as _, SnapshotContent,
-        SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId,
-        VolumeKey, VolumeRecord,
+        self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, Records as _, Sharing,
+        SnapshotContent, SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState,
+        VolumeId, VolumeKey, VolumeRecord,
     },
 };
 
@@ -414,6 +414,7 @@ fn promise(
                 name: volume.label().into_owned(),
             }),
             parent: before.or(volume.parent),
+            sharing: Sharing::default(),
         };
         volume.pending.push(PendingSnapshot {
             snapshot: id,
