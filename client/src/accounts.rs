@@ -10,6 +10,7 @@ use crate::{
     convert::system_time,
     credentials::TokenSecret,
     error::{Error, ErrorKind, Result},
+    quotas::{AccountQuota, PublicAccessBlock, Quota},
     retry,
 };
 
@@ -78,6 +79,10 @@ pub struct Account {
     /// Callers who act for it without a token: `uid:NUMBER`, `gid:NUMBER` (the primary group of the
     /// caller's process) or `cert:SUBJECT`, where the subject is written as RFC 4514 has it.
     pub identities: Vec<String>,
+    /// Whether it may share snapshots with everybody.
+    pub public_access_block: PublicAccessBlock,
+    /// Quotas that have a limit or say what is used.
+    pub quotas: Vec<AccountQuota>,
 }
 
 /// The settings of a new account.
@@ -106,6 +111,10 @@ pub struct AccountUpdate {
     pub add_identities: Vec<String>,
     /// Identities to remove. Absent ones are no error, and one that is also added is added.
     pub remove_identities: Vec<String>,
+    /// Whether it may share snapshots with everybody from now on.
+    pub public_access_block: Option<PublicAccessBlock>,
+    /// New limits; `None`: none from now on. The last one of several for the same quota counts.
+    pub quotas: Vec<(Quota, Option<u64>)>,
 }
 
 /// The caller, as the daemon sees it.
@@ -296,6 +305,13 @@ impl Client {
             let why = "an account cannot be set to an unknown state";
             return Err(Error::new(ErrorKind::Invalid, what, why));
         }
+        if update.public_access_block == Some(PublicAccessBlock::Unknown) {
+            let why = "an account cannot be set to an unknown block of public access";
+            return Err(Error::new(ErrorKind::Invalid, what, why));
+        }
+        let block = update.public_access_block;
+        let block = block.map_or(v1::PublicAccessBlock::Unspecified, |it| it.to_proto());
+        let quotas = update.quotas.into_iter();
         let as_it_is = v1::AccountState::Unspecified;
         let state = update.state.map_or(as_it_is, AccountState::to_proto);
         let request = v1::UpdateAccountRequest {
@@ -305,6 +321,13 @@ impl Client {
             state: state.into(),
             add_identities: update.add_identities,
             remove_identities: update.remove_identities,
+            public_access_block: block.into(),
+            set_quotas: quotas
+                .map(|(quota, limit)| v1::QuotaChange {
+                    quota: quota.to_proto().into(),
+                    limit,
+                })
+                .collect(),
         };
         // Not tried again: after a new name it would not be found by the old one.
         let updated = self.account_service().update_account(request).await;
@@ -448,9 +471,13 @@ impl Account {
         };
         let state = AccountState::from_proto(account.state());
         let created_at = optional_time(what, &account.id, account.created_at)?;
+        let public_access_block = PublicAccessBlock::from_proto(account.public_access_block());
+        let quotas = account.quotas.iter().map(AccountQuota::from_proto);
         Ok(Self {
             state,
             created_at,
+            public_access_block,
+            quotas: quotas.collect(),
             id: account.id,
             name: account.name,
             alias: (!account.alias.is_empty()).then_some(account.alias),

@@ -89,6 +89,7 @@ mod hold;
 mod limits;
 mod pages;
 mod progress;
+mod quotas;
 mod read;
 mod remotes;
 mod replication;
@@ -130,6 +131,7 @@ pub use limits::{
     DELETE_SNAPSHOTS_MAX, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, HOLD_SILENCE, USAGE_RECORDS_MAX,
 };
 pub use progress::Progress;
+pub use quotas::{AccountQuota, PublicAccessBlock, Quota};
 pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;
 pub use replication::{ChunkRequest, ChunkStream, FetchedChunk, FetchedLeaf};

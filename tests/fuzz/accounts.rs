@@ -4,7 +4,7 @@ use varve_store::format::{
     CatalogRecord as _,
     record::{
         AccountRecord, TokenRecord,
-        account::AccountState,
+        account::{AccountState, BlockPublicAccess, Quota},
         token::{Scopes, SecretHash, TokenId},
     },
 };
@@ -21,6 +21,15 @@ fn account_record(identities: &[&str]) -> AccountRecord {
         state: AccountState::ReadOnly,
         created_at_ns: 1_700_000_000_123_456_789,
         identities: identities.iter().flat_map(|it| it.parse()).collect(),
+        ..AccountRecord::administrator()
+    }
+}
+
+fn limited_account() -> AccountRecord {
+    AccountRecord {
+        block_public_access: BlockPublicAccess::AllSharing,
+        quotas: [(Quota::Volumes, 10), (Quota::Uploads, 0)].into(),
+        ..account_record(&[])
     }
 }
 
@@ -44,6 +53,7 @@ pub(super) fn of(decoder: &str) -> Samples {
         "account-record" => vec![
             ("plain", account_record(&[]).encode()),
             ("identities", account_record(&IDENTITIES).encode()),
+            ("limits", limited_account().encode()),
         ],
         "token-record" => vec![
             ("plain", token(Scopes::ALL, None).encode()),

@@ -41,6 +41,7 @@ fn administrator() -> v1::Account {
         id: ADMINISTRATOR.to_owned(),
         name: "admin".to_owned(),
         state: v1::AccountState::Active.into(),
+        public_access_block: v1::PublicAccessBlock::Off.into(),
         ..v1::Account::default()
     }
 }
@@ -149,6 +150,8 @@ impl AccountService for Service {
                 state: v1::AccountState::Active.into(),
                 created_at: Some(TIME),
                 identities: request.identities,
+                public_access_block: v1::PublicAccessBlock::Off.into(),
+                quotas: Vec::new(),
             };
             accounts.accounts.insert(id, account.clone());
             Ok(account)
@@ -189,6 +192,19 @@ impl AccountService for Service {
             let removed = |it: &String| request.remove_identities.contains(it);
             account.identities.retain(|it| !removed(it));
             account.identities.extend(request.add_identities);
+            if request.public_access_block != 0 {
+                account.public_access_block = request.public_access_block;
+            }
+            for change in request.set_quotas {
+                account.quotas.retain(|it| it.quota != change.quota);
+                account
+                    .quotas
+                    .extend(change.limit.map(|limit| v1::AccountQuota {
+                        quota: change.quota,
+                        limit: Some(limit),
+                        used: Some(3),
+                    }));
+            }
             let id = account.id.clone();
             accounts.accounts.insert(id, account.clone());
             Ok(account)

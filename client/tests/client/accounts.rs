@@ -6,7 +6,8 @@ use futures::TryStreamExt;
 use tonic::Status;
 use varve_client::{
     ADMINISTRATOR, AccountState, AccountUpdate, Client, Connector, Endpoint, ErrorKind, NewAccount,
-    NewToken, NewVolume, SnapshotFilter, TokenScope, TokenSecret, VolumeFilter,
+    NewToken, NewVolume, PublicAccessBlock, Quota, SnapshotFilter, TokenScope, TokenSecret,
+    VolumeFilter,
 };
 use varve_fake_daemon::{FakeDaemon, Manners};
 use varve_proto::v1;
@@ -59,11 +60,19 @@ async fn an_account_is_made_changed_and_deleted() {
         state: Some(AccountState::ReadOnly),
         add_identities: vec!["gid:7".to_owned()],
         remove_identities: vec!["uid:1000".to_owned()],
+        public_access_block: Some(PublicAccessBlock::AllSharing),
+        quotas: vec![(Quota::Snapshots, Some(9)), (Quota::Volumes, None)],
     };
     let updated = client.update_account("web", update).await.unwrap();
     assert_eq!((&*updated.name, &updated.alias), ("www", &None));
     assert_eq!(updated.state, AccountState::ReadOnly);
     assert_eq!(updated.identities, ["gid:7"]);
+    assert_eq!(updated.public_access_block, PublicAccessBlock::AllSharing);
+    let [quota] = &*updated.quotas else {
+        panic!("{:?}", updated.quotas);
+    };
+    let limit = (quota.quota, quota.limit, quota.used);
+    assert_eq!(limit, (Quota::Snapshots, Some(9), Some(3)));
     let unknown = AccountUpdate {
         state: Some(AccountState::Unknown),
         ..AccountUpdate::default()

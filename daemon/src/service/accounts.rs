@@ -1,10 +1,13 @@
 //! Accounts and their tokens.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use varve_store::{
-    AccountId, AccountRecord, AccountState, Error as StoreError, Identity, Scopes, TokenId,
-    TokenRecord, fill_random, now_ns,
+    AccountId, AccountRecord, AccountState, BlockPublicAccess, Error as StoreError, Identity,
+    Quota, Scopes, TokenId, TokenRecord, fill_random, now_ns,
 };
 
 use super::{
@@ -36,13 +39,20 @@ pub(crate) struct AccountChange {
     pub(crate) state: Option<AccountState>,
     pub(crate) add: Vec<Identity>,
     pub(crate) remove: Vec<Identity>,
+    pub(crate) block_public_access: Option<BlockPublicAccess>,
+    /// New limits; `None`: none from then on.
+    pub(crate) quotas: BTreeMap<Quota, Option<u64>>,
 }
 
 impl AccountChange {
     /// Returns true if it gives the account nothing: no identity, no name, and no more rights.
     fn only_restricts(&self) -> bool {
         let has_names = self.name.is_some() || self.alias.is_some();
-        !has_names && self.add.is_empty() && self.state == Some(AccountState::Disabled)
+        let has_limits = self.block_public_access.is_some() || !self.quotas.is_empty();
+        !has_names
+            && !has_limits
+            && self.add.is_empty()
+            && self.state == Some(AccountState::Disabled)
     }
 }
 
@@ -85,6 +95,7 @@ impl Service {
                 state: AccountState::Active,
                 created_at_ns: now_ns(),
                 identities: BTreeSet::from_iter(new.identities),
+                ..AccountRecord::administrator()
             };
             Ok(accounts.change(store.create_account(record)).await?)
         };
@@ -153,6 +164,14 @@ impl Service {
                     record.identities.remove(identity);
                 }
                 record.identities.extend(asked.add.iter().cloned());
+                let block = asked.block_public_access;
+                record.block_public_access = block.unwrap_or(record.block_public_access);
+                for (quota, limit) in &asked.quotas {
+                    match limit {
+                        Some(limit) => record.quotas.insert(*quota, *limit),
+                        None => record.quotas.remove(quota),
+                    };
+                }
                 Ok(())
             };
             Ok(accounts.change(store.update_account(id, update)).await?)
@@ -165,6 +184,7 @@ impl Service {
                 name = changed.name,
                 state = %changed.state,
                 identities = changed.identities.len(),
+                quotas = changed.quotas.len(),
                 "account changed"
             );
         })

@@ -55,7 +55,7 @@ pub(crate) use self::{
 };
 use crate::Result;
 pub use crate::format::record::{
-    account::{AccountState, Identity},
+    account::{AccountState, BlockPublicAccess, Identity, Quota},
     sharing::{Grantee, Sharing},
     token::{Scopes, SecretHash, TokenId},
 };

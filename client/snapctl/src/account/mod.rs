@@ -1,14 +1,19 @@
 //! `snapctl account` and `snapctl whoami`.
 
+mod quota;
 mod token;
+
+use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use varve_client::{
-    Account, AccountState, AccountUpdate, Client, NewAccount, Snapshot, TokenScope, Volume,
+    Account, AccountState, AccountUpdate, Client, NewAccount, PublicAccessBlock, Snapshot,
+    TokenScope, Volume,
 };
 use varve_nbd::ExportName;
 
+use self::quota::{Block, Limit, QuotaJson, parse_limit};
 use crate::{
     Options,
     exit::Failure,
@@ -29,7 +34,7 @@ pub(crate) enum Accounts {
         /// Id, name or alias
         account: String,
     },
-    /// Change the name, alias, state or identities of an account
+    /// Change the name, alias, state, identities or limits of an account
     Set(Set),
     /// Refuse all calls of an account; what it owns stays
     Disable {
@@ -101,6 +106,13 @@ struct Change {
     /// A caller who acts for it no longer; may be given more than once
     #[arg(long = "remove-identity", value_name = "IDENTITY")]
     remove_identities: Vec<String>,
+    /// A limit from now on, or `none`: of volumes, snapshots, attached-volumes, uploads or
+    /// requests-per-second; may be given more than once
+    #[arg(long = "quota", value_name = "QUOTA=LIMIT", value_parser = parse_limit)]
+    quotas: Vec<Limit>,
+    /// Whether it may share snapshots with everybody
+    #[arg(long, value_enum, value_name = "WHAT")]
+    block_public_access: Option<Block>,
 }
 
 /// Arguments of `account give`.
@@ -123,6 +135,9 @@ struct AccountJson<'a> {
     state: &'a str,
     created_at: Option<String>,
     identities: &'a [String],
+    public_access_block: &'a str,
+    /// By their names: those that have a limit or say what is used.
+    quotas: BTreeMap<&'a str, QuotaJson>,
 }
 
 impl<'a> From<&'a Account> for AccountJson<'a> {
@@ -134,6 +149,8 @@ impl<'a> From<&'a Account> for AccountJson<'a> {
             state: account.state.as_str(),
             created_at: account.created_at.and_then(output::rfc3339),
             identities: &account.identities,
+            public_access_block: account.public_access_block.as_str(),
+            quotas: quota::in_json(&account.quotas),
         }
     }
 }
@@ -220,6 +237,8 @@ impl From<Change> for AccountUpdate {
             state,
             add_identities: change.add_identities,
             remove_identities: change.remove_identities,
+            public_access_block: change.block_public_access.map(PublicAccessBlock::from),
+            quotas: change.quotas.into_iter().map(Limit::into).collect(),
         }
     }
 }
@@ -306,6 +325,7 @@ fn show(account: &Account, options: &Options) -> Result<(), Failure> {
     facts.extend(created.map(|time| ("Created", output::time(*time))));
     let identities = account.identities.iter();
     facts.extend(identities.map(|identity| ("Identity", identity.clone())));
+    facts.extend(quota::facts(account));
     output::write(&output::facts(&facts))
 }
 
@@ -374,6 +394,7 @@ pub(crate) async fn whoami(options: &Options) -> Result<(), Failure> {
     let state = me.account.iter();
     facts.extend(state.map(|account| ("State", account.state.as_str().to_owned())));
     facts.push(("Identity", me.identity));
+    facts.extend(me.account.iter().flat_map(quota::facts));
     if me.account.is_some() {
         let is_administrator = if me.is_administrator { "yes" } else { "no" };
         facts.push(("Administrator", is_administrator.to_owned()));

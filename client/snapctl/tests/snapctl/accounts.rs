@@ -47,6 +47,8 @@ fn accounts_are_made_changed_and_deleted() {
         "state": "read_only",
         "created_at": "2023-11-14T22:13:20Z",
         "identities": ["cert:CN=web,O=Shop", "gid:7"],
+        "public_access_block": "off",
+        "quotas": {},
     });
     assert_eq!(in_json(&daemon, set), account);
     assert_eq!(in_json(&daemon, "account show www"), account);
@@ -67,6 +69,28 @@ fn accounts_are_made_changed_and_deleted() {
         assert_eq!(in_json(&daemon, "account show www")["state"], state);
         assert_eq!(in_json(&daemon, command)["state"], state);
     }
+    assert_eq!(
+        text(
+            "account set www --quota snapshots=9 --quota volumes=none --quota \
+             attached-volumes=0 --block-public-access new-sharing"
+        ),
+        "Name      www\nId        000000000001\nState     active\n\
+         Created   2023-11-14T22:13:20Z\nIdentity  cert:CN=web,O=Shop\nIdentity  gid:7\n\
+         Quota     3 of 9 snapshots\nQuota     3 of 0 attached volumes\n\
+         Blocked   new sharing with everybody\n"
+    );
+    let limited = in_json(&daemon, "account show www");
+    assert_eq!(limited["public_access_block"], "new_sharing");
+    assert_eq!(
+        limited["quotas"],
+        json!({
+            "snapshots": { "limit": 9, "used": 3 },
+            "attached_volumes": { "limit": 0, "used": 3 },
+        })
+    );
+    let open = "account set www --quota snapshots=none --quota attached-volumes=none \
+                --block-public-access off";
+    assert_eq!(in_json(&daemon, open)["quotas"], json!({}));
     text("account set www --read-only");
     text("account set www --active");
     assert_eq!(in_json(&daemon, "account show www")["state"], "active");
@@ -82,6 +106,17 @@ fn accounts_are_made_changed_and_deleted() {
         ("account create admin", 4, "exists already"),
         ("account create a/b", 2, "no slash"),
         ("account set www", 2, "--add-identity"),
+        ("account set www --quota snapshots", 2, "snapshots=NUMBER"),
+        (
+            "account set www --quota snapshots=-1",
+            2,
+            "snapshots=NUMBER",
+        ),
+        (
+            "account set www --quota disks=1",
+            2,
+            "there are quotas of volumes, snapshots, attached-volumes",
+        ),
         (
             "account set www --read-only --active",
             2,

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use varve_proto::v1;
-use varve_store::{AccountRecord, AccountState, Identity, Scopes, TokenRecord};
+use varve_store::{
+    AccountRecord, AccountState, BlockPublicAccess, Identity, Quota, Scopes, TokenRecord,
+};
 
 use super::{timestamp, unix_ns};
 use crate::service::{
@@ -18,13 +20,37 @@ const SCOPES: [(v1::TokenScope, Scopes); 4] = [
     (v1::TokenScope::Copy, Scopes::COPY),
 ];
 
+/// Each quota of the protocol, and the store's.
+const QUOTAS: [(v1::Quota, Quota); Quota::ALL.len()] = [
+    (v1::Quota::Volumes, Quota::Volumes),
+    (v1::Quota::Snapshots, Quota::Snapshots),
+    (v1::Quota::AttachedVolumes, Quota::AttachedVolumes),
+    (v1::Quota::Uploads, Quota::Uploads),
+    (v1::Quota::RequestsPerSecond, Quota::RequestsPerSecond),
+];
+
 pub(in crate::grpc) fn account(record: AccountRecord) -> v1::Account {
     let state = match record.state {
         AccountState::Active => v1::AccountState::Active,
         AccountState::ReadOnly => v1::AccountState::ReadOnly,
         AccountState::Disabled => v1::AccountState::Disabled,
     };
+    let block = match record.block_public_access {
+        BlockPublicAccess::Off => v1::PublicAccessBlock::Off,
+        BlockPublicAccess::NewSharing => v1::PublicAccessBlock::NewSharing,
+        BlockPublicAccess::AllSharing => v1::PublicAccessBlock::AllSharing,
+    };
+    let quotas = QUOTAS.iter().filter_map(|(name, quota)| {
+        let limit = record.quotas.get(quota)?;
+        Some(v1::AccountQuota {
+            quota: (*name).into(),
+            limit: Some(*limit),
+            used: None,
+        })
+    });
     v1::Account {
+        quotas: quotas.collect(),
+        public_access_block: block.into(),
         id: record.id.to_string(),
         name: record.name,
         alias: record.alias,
@@ -61,7 +87,28 @@ pub(in crate::grpc) fn account_change(request: v1::UpdateAccountRequest) -> Resu
             return Err(Error::field("state", problem));
         }
     };
+    let block_public_access = match v1::PublicAccessBlock::try_from(request.public_access_block) {
+        Ok(v1::PublicAccessBlock::Unspecified) => None,
+        Ok(v1::PublicAccessBlock::Off) => Some(BlockPublicAccess::Off),
+        Ok(v1::PublicAccessBlock::NewSharing) => Some(BlockPublicAccess::NewSharing),
+        Ok(v1::PublicAccessBlock::AllSharing) => Some(BlockPublicAccess::AllSharing),
+        Err(_) => {
+            let problem = format!(
+                "{} is no block of public access",
+                request.public_access_block
+            );
+            return Err(Error::field("public_access_block", problem));
+        }
+    };
+    let quotas = request.set_quotas.iter().map(|change| {
+        let quota = QUOTAS.iter().find(|(it, _)| *it as i32 == change.quota);
+        let problem = || format!("{} is no quota of an account", change.quota);
+        let (_, quota) = quota.ok_or_else(|| Error::field("set_quotas", problem()))?;
+        Ok((*quota, change.limit))
+    });
     Ok(AccountChange {
+        block_public_access,
+        quotas: quotas.collect::<Result<_>>()?,
         name: request.name,
         alias: request.alias,
         state,

@@ -1,6 +1,11 @@
 //! An account's record, as the catalog log and the catalog keep it.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt, str::FromStr};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use varve_content::RootId;
 
@@ -10,8 +15,10 @@ use crate::format::{
     fields::{Fields, put_count, put_text},
 };
 
-/// The version of [`AccountRecord`]'s encoding, its first byte.
-const VERSION: u8 = 1;
+/// The versions of [`AccountRecord`]'s encoding, its first byte. The first has no place for a block
+/// of public access and for quotas. A record is written in the first version that can express it.
+const PLAIN: u8 = 1;
+const VERSION: u8 = 2;
 
 const USER: u8 = 1;
 const GROUP: u8 = 2;
@@ -21,7 +28,7 @@ const CERTIFICATE: u8 = 3;
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 1 |
+/// | 1 | version: 2; 1 for an account without quotas that may share with everybody |
 /// | 1 | state: 1 active, 2 read-only, 3 disabled |
 /// | 8 | id as a number |
 /// | 8 | created |
@@ -29,6 +36,9 @@ const CERTIFICATE: u8 = 3;
 /// | 4 + n | alias; empty if it has none |
 /// | 4 | number of identities, ascending |
 /// | 1, 4 + n | each identity: 1 user, 2 group, 3 certificate; then its text |
+/// | 1 | public access: 1 allowed, 2 no new sharing, 3 none; absent in version 1 |
+/// | 4 | number of quotas, ascending; absent in version 1 |
+/// | 1, 8 | each: its number, see [`Quota`]; its limit |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountRecord {
     /// Its id.
@@ -43,6 +53,87 @@ pub struct AccountRecord {
     pub created_at_ns: u64,
     /// Who acts for it without a token. No identity belongs to two accounts.
     pub identities: BTreeSet<Identity>,
+    /// Whether it may share snapshots with everybody.
+    pub block_public_access: BlockPublicAccess,
+    /// Its limits. What is not in here has none.
+    pub quotas: BTreeMap<Quota, u64>,
+}
+
+/// Whether an account may share snapshots with everybody.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum BlockPublicAccess {
+    /// It may.
+    #[default]
+    Off,
+    /// It shares nothing more. What is shared stays so.
+    NewSharing,
+    /// Nobody sees what it has shared with everybody, as long as this is set.
+    AllSharing,
+}
+
+impl BlockPublicAccess {
+    const fn to_byte(self) -> u8 {
+        match self {
+            Self::Off => 1,
+            Self::NewSharing => 2,
+            Self::AllSharing => 3,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Result<Self, FormatError> {
+        Ok(match byte {
+            1 => Self::Off,
+            2 => Self::NewSharing,
+            3 => Self::AllSharing,
+            other => {
+                let what = "public access of an account";
+                return Err(FormatError::unknown(what, "1 to 3", other));
+            }
+        })
+    }
+}
+
+/// Something of which an account may have a limited amount. Its number is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Quota {
+    /// Volumes that belong to it.
+    Volumes = 1,
+    /// Snapshots that belong to it, also pending and failed ones.
+    Snapshots = 2,
+    /// Volumes that belong to it and are attached.
+    AttachedVolumes = 3,
+    /// Uploads of it that are under way.
+    Uploads = 4,
+    /// Requests of it in a second.
+    RequestsPerSecond = 5,
+}
+
+impl Quota {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [
+        Self::Volumes,
+        Self::Snapshots,
+        Self::AttachedVolumes,
+        Self::Uploads,
+        Self::RequestsPerSecond,
+    ];
+
+    fn from_byte(byte: u8) -> Result<Self, FormatError> {
+        let found = Self::ALL.into_iter().find(|it| *it as u8 == byte);
+        found.ok_or_else(|| FormatError::unknown("quota of an account", "1 to 5", byte))
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volumes => "volumes",
+            Self::Snapshots => "snapshots",
+            Self::AttachedVolumes => "attached volumes",
+            Self::Uploads => "uploads",
+            Self::RequestsPerSecond => "requests per second",
+        })
+    }
 }
 
 /// What an account may do at all.
@@ -181,6 +272,16 @@ impl AccountRecord {
             state: AccountState::Active,
             created_at_ns: 0,
             identities: BTreeSet::new(),
+            block_public_access: BlockPublicAccess::Off,
+            quotas: BTreeMap::new(),
+        }
+    }
+
+    /// The first version that can express it.
+    fn version(&self) -> u8 {
+        match self.block_public_access {
+            BlockPublicAccess::Off if self.quotas.is_empty() => PLAIN,
+            _ => VERSION,
         }
     }
 }
@@ -223,7 +324,8 @@ impl CatalogRecord for AccountRecord {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION, self.state.to_byte()];
+        let version = self.version();
+        let mut bytes = vec![version, self.state.to_byte()];
         bytes.extend_from_slice(&self.id.number().to_le_bytes());
         bytes.extend_from_slice(&self.created_at_ns.to_le_bytes());
         put_text(&mut bytes, &self.name);
@@ -232,6 +334,14 @@ impl CatalogRecord for AccountRecord {
         for identity in &self.identities {
             identity.encode_into(&mut bytes);
         }
+        if version == VERSION {
+            bytes.push(self.block_public_access.to_byte());
+            put_count(&mut bytes, self.quotas.len());
+            for (quota, limit) in &self.quotas {
+                bytes.push(*quota as u8);
+                bytes.extend_from_slice(&limit.to_le_bytes());
+            }
+        }
         bytes
     }
 
@@ -239,9 +349,9 @@ impl CatalogRecord for AccountRecord {
         const WHAT: &str = "record of an account";
         let mut fields = Fields::new(WHAT, bytes);
         let version = fields.u8()?;
-        if version != VERSION {
+        if !matches!(version, PLAIN | VERSION) {
             let what = "version of an account's record";
-            return Err(FormatError::unknown(what, VERSION, version));
+            return Err(FormatError::unknown(what, "1 and 2", version));
         }
         let mut record = Self {
             state: AccountState::from_byte(fields.u8()?)?,
@@ -250,6 +360,8 @@ impl CatalogRecord for AccountRecord {
             name: fields.text()?,
             alias: fields.text()?,
             identities: BTreeSet::new(),
+            block_public_access: BlockPublicAccess::Off,
+            quotas: BTreeMap::new(),
         };
         for _ in 0..fields.u32()? {
             let identity = Identity::decode_from(&mut fields)?;
@@ -263,6 +375,29 @@ impl CatalogRecord for AccountRecord {
                 ));
             }
             record.identities.insert(identity);
+        }
+        if version == VERSION {
+            record.block_public_access = BlockPublicAccess::from_byte(fields.u8()?)?;
+            for _ in 0..fields.u32()? {
+                let quota = Quota::from_byte(fields.u8()?)?;
+                if let Some((last, _)) = record.quotas.last_key_value()
+                    && *last >= quota
+                {
+                    let expected = format_args!("a quota behind {last}");
+                    return Err(FormatError::differs(WHAT, expected, quota));
+                }
+                record.quotas.insert(quota, fields.u64()?);
+            }
+        }
+        if record.version() != version {
+            return Err(FormatError::differs(
+                "version of an account's record",
+                format_args!(
+                    "{}, the first that can express the content",
+                    record.version()
+                ),
+                version,
+            ));
         }
         fields.end()?;
         Ok(record)

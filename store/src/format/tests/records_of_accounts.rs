@@ -1,13 +1,13 @@
 //! Records with an owner, with a description and without a name: version 3 of a snapshot's and of a
 //! copy's, version 4 of a volume's; and the records of accounts and tokens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::format::{
     AccountRecord, TokenRecord,
     record::{
-        account::{AccountState, Identity},
+        account::{AccountState, BlockPublicAccess, Identity, Quota},
         token::{Scopes, SecretHash, TokenId},
     },
 };
@@ -89,6 +89,16 @@ fn account() -> AccountRecord {
             Identity::Group(7),
             Identity::Certificate("CN=abc".to_owned()),
         ]),
+        block_public_access: BlockPublicAccess::Off,
+        quotas: BTreeMap::new(),
+    }
+}
+
+fn account_with_limits() -> AccountRecord {
+    AccountRecord {
+        block_public_access: BlockPublicAccess::NewSharing,
+        quotas: BTreeMap::from([(Quota::Volumes, 0), (Quota::RequestsPerSecond, 0x1234)]),
+        ..account()
     }
 }
 
@@ -120,7 +130,7 @@ fn account_record_is_pinned() {
         AccountRecord::decode(&bytes).unwrap_err().to_string()
     };
     for (at, byte, why) in [
-        (0, 2, "version of an account's record"),
+        (0, 3, "version of an account's record"),
         (1, 0, "state of an account"),
         (1, 4, "state of an account"),
         (9, 1, "id of an account"),
@@ -136,6 +146,46 @@ fn account_record_is_pinned() {
     }
     let deleted = Change::delete::<AccountRecord>(&account().id);
     assert_eq!(deleted.as_deleted::<AccountRecord>(), Some(account().id));
+}
+
+#[test]
+fn account_record_with_limits_is_pinned() {
+    let plain = account().encode();
+    let bytes = account_with_limits().encode();
+    assert_eq!((plain[0], bytes[0]), (1, 2));
+    assert_eq!(plain[1..], bytes[1..plain.len()]);
+    assert_bytes(
+        &bytes[plain.len()..],
+        &["02", "02000000", "010000000000000000", "053412000000000000"],
+    );
+    assert_eq!(AccountRecord::decode(&bytes), Ok(account_with_limits()));
+    for len in 0..bytes.len() {
+        assert!(AccountRecord::decode(&bytes[..len]).is_err());
+    }
+    let end = plain.len();
+    for (at, byte, why) in [
+        (end, 0, "public access of an account"),
+        (end, 4, "public access of an account"),
+        (end + 5, 0, "quota of an account"),
+        (end + 14, 6, "quota of an account"),
+        (end + 14, 1, "a quota behind volumes"),
+    ] {
+        let mut wrong = bytes.clone();
+        wrong[at] = byte;
+        let error = AccountRecord::decode(&wrong).unwrap_err().to_string();
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    // Without limits it is written in version 1.
+    let none = [&[2], &plain[1..], &[1, 0, 0, 0, 0]].concat();
+    let error = AccountRecord::decode(&none).unwrap_err().to_string();
+    assert!(error.contains("the first that can express"), "{error}");
+    for quota in Quota::ALL {
+        let one = AccountRecord {
+            quotas: BTreeMap::from([(quota, u64::MAX)]),
+            ..account()
+        };
+        assert_eq!(AccountRecord::decode(&one.encode()), Ok(one));
+    }
 }
 
 fn token() -> TokenRecord {
@@ -277,6 +327,7 @@ fn a_changed_byte_is_refused_or_makes_another_record() {
     });
     check(&remote());
     check(&account());
+    check(&account_with_limits());
     check(&token());
 }
 

@@ -1,0 +1,111 @@
+//! The limits of an account, on the command line and in the output.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use varve_client::{Account, AccountQuota, PublicAccessBlock, Quota};
+
+/// The quotas that can be set.
+const QUOTAS: [Quota; 5] = [
+    Quota::Volumes,
+    Quota::Snapshots,
+    Quota::AttachedVolumes,
+    Quota::Uploads,
+    Quota::RequestsPerSecond,
+];
+
+/// Whether an account may share snapshots with everybody.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Block {
+    /// It may
+    Off,
+    /// It shares nothing more; what is shared stays so
+    NewSharing,
+    /// Nobody sees what it has shared with everybody, as long as this is set
+    AllSharing,
+}
+
+impl From<Block> for PublicAccessBlock {
+    fn from(block: Block) -> Self {
+        match block {
+            Block::Off => Self::Off,
+            Block::NewSharing => Self::NewSharing,
+            Block::AllSharing => Self::AllSharing,
+        }
+    }
+}
+
+/// A new limit; `None`: none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit(Quota, Option<u64>);
+
+impl From<Limit> for (Quota, Option<u64>) {
+    fn from(Limit(quota, limit): Limit) -> Self {
+        (quota, limit)
+    }
+}
+
+/// Reads `snapshots=1000` or `snapshots=none`.
+pub(super) fn parse_limit(text: &str) -> Result<Limit, String> {
+    let names = QUOTAS.map(|quota| quota.as_str().replace('_', "-"));
+    let (name, limit) = text.split_once('=').unwrap_or((text, ""));
+    let quota = names.iter().position(|it| it == name);
+    let quota = quota.and_then(|number| QUOTAS.get(number));
+    let quota = quota.ok_or_else(|| format!("there are quotas of {}", names.join(", ")))?;
+    let limit = match limit {
+        "none" => None,
+        number => Some(
+            number
+                .parse()
+                .map_err(|_| format!("write {name}=NUMBER, or {name}=none for no limit"))?,
+        ),
+    };
+    Ok(Limit(*quota, limit))
+}
+
+/// A quota as JSON.
+#[derive(Debug, Serialize)]
+pub(super) struct QuotaJson {
+    /// `null`: none.
+    limit: Option<u64>,
+    /// `null` if the daemon does not tell it here.
+    used: Option<u64>,
+}
+
+pub(super) fn in_json(quotas: &[AccountQuota]) -> BTreeMap<&'static str, QuotaJson> {
+    let quotas = quotas.iter().map(|it| {
+        let quota = QuotaJson {
+            limit: it.limit,
+            used: it.used,
+        };
+        (it.quota.as_str(), quota)
+    });
+    quotas.collect()
+}
+
+/// The limits of an account, for people.
+pub(super) fn facts(account: &Account) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    for quota in &account.quotas {
+        let Some(limit) = quota.limit else {
+            continue;
+        };
+        let name = quota.quota.as_str().replace('_', " ");
+        facts.push(match quota.used {
+            Some(used) => ("Quota", format!("{used} of {limit} {name}")),
+            None => ("Quota", format!("{limit} {name}")),
+        });
+    }
+    match account.public_access_block {
+        PublicAccessBlock::Off => {}
+        PublicAccessBlock::NewSharing => {
+            facts.push(("Blocked", "new sharing with everybody".to_owned()));
+        }
+        PublicAccessBlock::AllSharing => {
+            facts.push(("Blocked", "all sharing with everybody".to_owned()));
+        }
+        _ => facts.push(("Blocked", "unknown".to_owned())),
+    }
+    facts
+}
