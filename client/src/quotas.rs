@@ -110,8 +110,9 @@ pub struct AccountQuota {
     pub quota: Quota,
     /// Its limit; `None`: there is none.
     pub limit: Option<u64>,
-    /// What the account has now, where the daemon tells it: in [`Client::account`](crate::Client::account)
-    /// and [`Client::who_am_i`](crate::Client::who_am_i).
+    /// What the account has now, where the daemon tells it: in
+    /// [`Client::account`](crate::Client::account) and
+    /// [`Client::who_am_i`](crate::Client::who_am_i).
     pub used: Option<u64>,
 }
 

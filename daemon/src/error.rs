@@ -112,6 +112,7 @@ impl Classified for Error {
             | Self::NotCompleted { .. }
             | Self::HasPending { .. }
             | Self::OwnsRecords { .. }
+            | Self::PublicAccessBlocked { .. }
             | Self::TooMany { .. }
             | Self::InUse(_)
             | Self::Incompatible { .. } => ErrorKind::FailedPrecondition,

@@ -84,6 +84,16 @@ pub enum Error {
         name: String,
     },
 
+    /// The account does not share with everybody, by a setting of it. Share with accounts, or
+    /// change the setting.
+    #[error(
+        "account {account:?} blocks public access: it shares snapshots with named accounts only"
+    )]
+    PublicAccessBlocked {
+        /// Name of the account.
+        account: String,
+    },
+
     /// The request is invalid, whatever the state of the store. Correct it.
     #[error("{0}")]
     Invalid(String),

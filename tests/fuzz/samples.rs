@@ -374,13 +374,10 @@ fn snapshot_of_account() -> SnapshotRecord {
 
 /// The same in its fourth version.
 fn shared_snapshot() -> SnapshotRecord {
-    SnapshotRecord {
-        sharing: Sharing {
-            everybody: true,
-            accounts: [account(), AccountId::default()].into(),
-        },
-        ..snapshot_of_account()
-    }
+    let mut record = snapshot_of_account();
+    record.sharing.everybody = true;
+    record.sharing.accounts = [account(), AccountId::default()].into();
+    record
 }
 
 /// A record that needs the fourth version of the encoding.

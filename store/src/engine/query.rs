@@ -1,6 +1,10 @@
 //! Queries of snapshots and volumes alike: find, list, tag.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use crate::{
     Result,
@@ -11,7 +15,10 @@ use crate::{
         record::{Grantee, Tagged},
     },
     limits,
-    meta::{self, Filter, Key, Lookup as _, Meta, Records as _, behind},
+    meta::{
+        self, AccountRecord, BlockPublicAccess, Filter, Key, Lookup as _, Meta, Records as _,
+        behind,
+    },
 };
 
 /// Which snapshots or volumes to list.
@@ -104,7 +111,7 @@ impl Engine {
         let after = after.map(|place| behind(&list_key(place.owner, &place.label)));
         let after = after.unwrap_or_default();
         let Some(reader) = query.reader else {
-            return self.list_some(query.filter(), after, limit).await;
+            return self.list_some(query.filter(), after, limit, |_| true).await;
         };
         // What an account may read is in up to three lists of the same order. Tags are not shared,
         // so they find nothing of others.
@@ -119,19 +126,33 @@ impl Engine {
             ..query.filter()
         });
         let shared = shared.into_iter().filter(|filter| filter.tags.is_empty());
+        let blocked = self.blocked().await?;
         for filter in own.into_iter().chain(shared) {
-            let records: Vec<R> = self.list_some(filter, after.clone(), limit).await?;
+            let is_public = filter.shared_with == Some(Grantee::Everybody);
+            let is_shown = |it: &R| !is_public || !blocked.contains(&it.keys().owner);
+            let records = self
+                .list_some(filter, after.clone(), limit, is_shown)
+                .await?;
             found.extend(records.into_iter().map(|it| (listed_at(&it), it)));
         }
         Ok(found.into_values().take(limit).collect())
     }
 
-    /// The first records from a list key on that pass a filter.
+    /// The accounts that share nothing with everybody, whatever their records say.
+    async fn blocked(&self) -> Result<BTreeSet<AccountId>> {
+        let accounts: Vec<AccountRecord> = self.list_all().await?;
+        let blocked = accounts.into_iter();
+        let blocked = blocked.filter(|it| it.block_public_access == BlockPublicAccess::AllSharing);
+        Ok(blocked.map(|it| it.id).collect())
+    }
+
+    /// The first records from a list key on that pass a filter and are shown.
     async fn list_some<R: CatalogRecord>(
         &self,
         filter: Filter,
         from: Vec<u8>,
         limit: usize,
+        is_shown: impl Fn(&R) -> bool,
     ) -> Result<Vec<R>> {
         let filter = Arc::new(filter);
         let mut next = Some(from);
@@ -147,7 +168,7 @@ impl Engine {
             let filter = Arc::clone(&filter);
             let page = move |meta: &dyn Meta| meta.page(&filter, &from, steps);
             let page = self.meta(Priority::Manage, page).await?;
-            found.extend(page.records);
+            found.extend(page.records.into_iter().filter(&is_shown));
             next = page.next;
         }
         found.truncate(limit);

@@ -30,7 +30,6 @@ use crate::{
     limits,
     meta::{self, Sharing, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
-    read::{ContentReader, SnapshotReader},
 };
 
 /// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and
@@ -81,20 +80,20 @@ impl Ingest {
     }
 
     /// Counts only chunks as there that the sender has proved to have: it sent them in this upload,
-    /// or the same segment of `base` has them, a snapshot that it may read.
+    /// or the same segment of `base` has them, the content of a snapshot that it may read.
     ///
     /// # Errors
     ///
     /// [`Error::Limit`] when open uploads hold as many leaves as they may.
-    pub fn only_what_is_proved(mut self, base: Option<&SnapshotReader>) -> Result<Self> {
+    pub fn only_what_is_proved(mut self, base: Option<(Root, RootPin)>) -> Result<Self> {
         let room = self.reserve(limits::PROVED_LEAVES)?;
-        let base = base.map(|base| ContentReader::clone(base));
-        self.possession = Some(Possession::new(base, room));
+        let engine = Arc::clone(&self.engine);
+        self.possession = Some(Possession::new(engine, base, room));
         Ok(self)
     }
 
-    /// Writes chunks even if the store has them, so that the time that an upload takes does not tell
-    /// what the store had. The next collection removes what is there twice.
+    /// Writes chunks even if the store has them, so that the time that an upload takes does not
+    /// tell what the store had. The next collection removes what is there twice.
     #[must_use]
     pub fn write_known(mut self) -> Self {
         self.writes_known = true;

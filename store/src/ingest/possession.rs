@@ -16,24 +16,34 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use varve_content::{ChunkId, block::segment_count, tree::Leaf};
+use varve_content::{
+    ChunkId,
+    block::segment_count,
+    tree::{Leaf, Root, find_leaf},
+};
 
 use super::leaves::LeafRoom;
-use crate::{Result, limits, read::ContentReader};
+use crate::{
+    Result,
+    engine::{Engine, RootPin, walked},
+    limits,
+};
 
 /// What the sender of one upload has proved to have.
 #[derive(Debug)]
 pub(super) struct Possession {
-    /// The content of a snapshot that the sender may read.
-    base: Option<ContentReader>,
+    engine: Arc<Engine>,
+    /// The content of a snapshot that the sender may read, and the pin that keeps it.
+    base: Option<(Root, RootPin)>,
     proved: Mutex<Proved>,
     /// The fingerprints take memory of the share of all open uploads.
     _room: LeafRoom,
 }
 
 impl Possession {
-    pub(super) fn new(base: Option<ContentReader>, room: LeafRoom) -> Self {
+    pub(super) fn new(engine: Arc<Engine>, base: Option<(Root, RootPin)>, room: LeafRoom) -> Self {
         Self {
+            engine,
             base,
             proved: Mutex::default(),
             _room: room,
@@ -85,8 +95,13 @@ impl Possession {
     /// The leaf of a segment of the base.
     async fn base_leaf(&self, segment: u32) -> Result<Option<Arc<Leaf>>> {
         let base = self.base.as_ref();
-        match base.filter(|base| segment < segment_count(base.size_bytes())) {
-            Some(base) => base.leaf_of(segment).await,
+        let base = base.filter(|(root, _)| segment < segment_count(root.size_bytes));
+        let Some((root, _)) = base else {
+            return Ok(None);
+        };
+        let found = find_leaf(&*self.engine, root, segment).await;
+        match found.map_err(walked)? {
+            Some(id) => self.engine.plain_leaf(id).await.map(Some),
             None => Ok(None),
         }
     }

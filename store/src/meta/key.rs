@@ -7,7 +7,9 @@ use std::{
     str::FromStr,
 };
 
-use super::{Meta, Records as _, SnapshotRecord, VolumeRecord, check_owner};
+use super::{
+    AccountRecord, BlockPublicAccess, Meta, Records as _, SnapshotRecord, VolumeRecord, check_owner,
+};
 use crate::{
     Error, Result,
     format::{AccountId, CatalogRecord, Change, record::Owned},
@@ -179,7 +181,11 @@ pub(crate) trait Lookup: CatalogRecord {
             Key::Name { owner, name } => meta.get_named(*owner, name)?,
         };
         let record = found.ok_or_else(|| key.not_found())?;
-        key.check(&record).map(|()| record)
+        key.check(&record)?;
+        match key {
+            Key::Readable { reader, .. } if !reads(meta, *reader, &record)? => Err(key.not_found()),
+            _ => Ok(record),
+        }
     }
 
     /// Another record of its owner that has its name.
@@ -205,6 +211,20 @@ pub(crate) trait Lookup: CatalogRecord {
 }
 
 impl<R: CatalogRecord> Lookup for R {}
+
+/// Returns true if an account that may read a record may do so now: it may not read what is shared
+/// with everybody as long as the owner blocks that.
+fn reads<R: CatalogRecord>(meta: &dyn Meta, reader: AccountId, record: &R) -> Result<bool> {
+    let owner = record.keys().owner;
+    let is_named = record
+        .sharing()
+        .is_some_and(|it| it.accounts.contains(&reader));
+    if owner == reader || is_named {
+        return Ok(true);
+    }
+    let owner: Option<AccountRecord> = meta.get(&owner)?;
+    Ok(owner.is_none_or(|owner| owner.block_public_access != BlockPublicAccess::AllSharing))
+}
 
 /// The change that gives a record to another account.
 pub(crate) fn given<R: Owned>(

@@ -269,14 +269,6 @@ impl ContentReader {
         Ok(extents)
     }
 
-    /// The leaf of a segment of the content, if the segment holds data.
-    pub(crate) async fn leaf_of(&self, segment: u32) -> Result<Option<Arc<Leaf>>> {
-        match self.leaf_id(segment).await? {
-            Some(id) => self.leaf(id).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
     async fn leaf_id(&self, segment: u32) -> Result<Option<NodeId>> {
         find_leaf(&*self.engine, &self.root, segment)
             .await

@@ -6,9 +6,12 @@ use super::Store;
 use crate::{
     Error, Result,
     engine::ListQuery,
-    format::CatalogRecord as _,
+    format::{CatalogRecord as _, Change},
     limits,
-    meta::{self, Sharing, SnapshotKey, SnapshotRecord},
+    meta::{
+        self, AccountRecord, BlockPublicAccess, Lookup as _, Meta, Records as _, Sharing,
+        SnapshotKey, SnapshotRecord,
+    },
     read::{SnapshotDiff, SnapshotReader},
     verify::SnapshotVerify,
 };
@@ -79,13 +82,23 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::PublicAccessBlocked`](crate::Error::PublicAccessBlocked) for everybody if the owner
+    /// [blocks](crate::BlockPublicAccess) that,
     /// [`Error::TooMany`](crate::Error::TooMany) for more than
     /// [`SHARED_ACCOUNTS_MAX`](crate::limits::SHARED_ACCOUNTS_MAX) accounts.
     pub async fn share_snapshot(&self, key: &SnapshotKey, with: Sharing) -> Result<SnapshotRecord> {
-        let id = self.snapshot(key).await?.id;
         let key = key.clone();
-        let change = move |mut record: SnapshotRecord| {
-            key.check(&record)?;
+        let share = move |meta: &dyn Meta| {
+            let before = SnapshotRecord::find(meta, &key)?;
+            let mut record = before.clone();
+            let owner: Option<AccountRecord> = meta.get(&record.owner)?;
+            if let Some(owner) = owner
+                && with.everybody
+                && owner.block_public_access != BlockPublicAccess::Off
+            {
+                let account = owner.name;
+                return Err(Error::PublicAccessBlocked { account });
+            }
             record.sharing.everybody |= with.everybody;
             record.sharing.accounts.extend(with.accounts.iter());
             if record.sharing.accounts.len() > limits::SHARED_ACCOUNTS_MAX {
@@ -94,9 +107,10 @@ impl Store {
                     most: limits::SHARED_ACCOUNTS_MAX as u64,
                 });
             }
-            Ok(record)
+            let changes = (record != before).then(|| Change::put(&record));
+            Ok((changes.into_iter().collect(), record))
         };
-        self.engine.commit.update(id, change).await
+        self.engine.commit.change((), share).await
     }
 
     /// Ends what [`share_snapshot`](Self::share_snapshot) began. What accounts made of the snapshot

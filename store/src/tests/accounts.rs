@@ -7,9 +7,9 @@ use std::{
 
 use super::{block_on, cut, new_snapshot, repairs::closed, volume_data::new_volume};
 use crate::{
-    AccountId, AccountRecord, AccountState, Error, Identity, ListPlace, ListQuery, NewSnapshot,
-    NewSnapshots, NewVolume, Options, Scopes, SecretHash, Sharing, SnapshotRecord, Store, TokenId,
-    TokenRecord, VolumeRecord,
+    AccountId, AccountRecord, AccountState, BlockPublicAccess, Error, Identity, ListPlace,
+    ListQuery, NewSnapshot, NewSnapshots, NewVolume, Options, Scopes, SecretHash, Sharing,
+    SnapshotRecord, Store, TokenId, TokenRecord, VolumeRecord,
     format::names,
     limits,
     meta::{SnapshotKey, VolumeKey},
@@ -528,6 +528,29 @@ fn snapshots_are_read_by_those_whom_they_are_shared_with_and_changed_by_nobody_e
                 assert!(matches!(refused, Error::NotFound { .. }), "{refused}");
             }
         }
+
+        // The owner's account blocks what everybody may read, and not what named accounts may.
+        let block = |to| {
+            move |record: &mut AccountRecord| {
+                record.block_public_access = to;
+                Ok(())
+            }
+        };
+        let set = store.update_account(id(7), block(BlockPublicAccess::NewSharing));
+        set.await.unwrap();
+        assert_eq!(seen_by(&store, 1234, None).await, ["7/b"]);
+        let refused = store.share_snapshot(&key(a), with(&[9], true)).await;
+        assert!(matches!(refused, Err(Error::PublicAccessBlocked { account }) if account == "web"));
+        let set = store.update_account(id(7), block(BlockPublicAccess::AllSharing));
+        set.await.unwrap();
+        assert_eq!(seen_by(&store, 1234, None).await, [""; 0]);
+        assert_eq!(seen_by(&store, 9, None).await, ["7/b", "9/z"]);
+        store.open_snapshot(&readable(9, b)).await.unwrap();
+        let refused = store.open_snapshot(&readable(1234, b)).await.unwrap_err();
+        assert!(matches!(refused, Error::NotFound { .. }), "{refused}");
+        let set = store.update_account(id(7), block(BlockPublicAccess::Off));
+        set.await.unwrap();
+        assert_eq!(seen_by(&store, 1234, None).await, ["7/b"]);
 
         store
             .unshare_snapshot(&key(b), with(&[9], true))

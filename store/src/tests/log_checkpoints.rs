@@ -107,9 +107,7 @@ fn random_change(random: &mut Random) -> Change {
             owner: AccountId::ADMINISTRATOR,
             description: String::new(),
             size_bytes: random.next() >> 20,
-            state: SnapshotState::Failed {
-                reason: "a test made it".to_owned(),
-            },
+            state: SnapshotState::Pending,
             created_at_ns: random.next() >> 1,
             tags: tags(random),
             origin: None,

@@ -24,6 +24,7 @@ async fn proving(
     base: Option<&SnapshotReader>,
 ) -> Ingest {
     let ingest = store.begin_ingest(new_snapshot(name, size_bytes)).await;
+    let base = base.map(|base| (*base.root(), base.pin().clone()));
     ingest.unwrap().only_what_is_proved(base).unwrap()
 }
 

@@ -50,8 +50,8 @@ impl Intake {
         }
     }
 
-    /// Takes the chunks of one stream for an upload, from its first message on. The first error ends
-    /// the stream, and so does a silence of `idle`.
+    /// Takes the chunks of one stream for an upload, from its first message on. The first error
+    /// ends the stream, and so does a silence of `idle`.
     pub(super) async fn take_chunks<S, C, E>(
         &self,
         (upload, idle): (Lease<Ingest>, Duration),

@@ -58,13 +58,14 @@ impl Service {
                 "" => None,
                 base => {
                     let base = sight.readable_snapshot("base", base)?;
-                    Some(Box::pin(self.store().open_snapshot(&base)).await?)
+                    let base = Box::pin(self.store().open_snapshot(&base)).await?;
+                    Some((*base.root(), base.pin().clone()))
                 }
             };
             let mut ingest = self.store().begin_ingest(snapshot).await?;
             // The administrator may read everything, so it has nothing to prove.
             if !sight.sees_others() {
-                ingest = ingest.only_what_is_proved(base.as_ref())?;
+                ingest = ingest.only_what_is_proved(base)?;
                 if self.0.parts.hides_dedupe {
                     ingest = ingest.write_known();
                 }
