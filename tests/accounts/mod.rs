@@ -3,6 +3,7 @@
 
 mod audit;
 mod certificates;
+mod cost;
 mod sharing;
 mod table;
 mod tokens;

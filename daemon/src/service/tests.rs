@@ -495,3 +495,36 @@ async fn each_of_several_deletions_is_one_line_by_the_name_or_id_that_was_given(
     let line = log.line("1001 snapshots");
     assert!(line.contains("snapshot t and 984 more"), "{line}");
 }
+
+/// What the door costs an operation, with as many accounts as there may be.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn the_door() {
+    let fixture = Fixture::new().await;
+    let (service, root) = (&fixture.service, &fixture.caller);
+    for number in 0..999_u32 {
+        let new = NewAccount {
+            name: format!("account-{number}"),
+            identities: vec![varve_store::Identity::User(1000 + number)],
+            ..NewAccount::default()
+        };
+        service.create_account(root, new).await.unwrap();
+    }
+    let peer = Peer::Unix {
+        process: Some(1),
+        user: 1500,
+        group: 1500,
+    };
+    let caller = Caller::new(Face::Grpc, peer);
+    for round in 0..3 {
+        const TIMES: u32 = 100_000;
+        let started = std::time::Instant::now();
+        for _ in 0..TIMES {
+            let sight = service.sight(&caller);
+            let key = sight.volume("volume", "data").unwrap();
+            let attempt = service.begin(&caller, Action::GetVolume, &[]).unwrap();
+            std::hint::black_box((key, attempt));
+        }
+        println!("{round}: the door takes {:?}", started.elapsed() / TIMES);
+    }
+}

@@ -20,7 +20,7 @@ fn id(number: u64) -> AccountId {
     AccountId::from_number(number).unwrap()
 }
 
-fn account(number: u64, name: &str) -> AccountRecord {
+pub(super) fn account(number: u64, name: &str) -> AccountRecord {
     AccountRecord {
         id: id(number),
         name: name.to_owned(),

@@ -28,6 +28,7 @@ mod log_checkpoints;
 mod log_damage;
 mod lost_catalog;
 mod machine;
+mod many_owners;
 mod model;
 mod moved_packs;
 mod open_packs;
