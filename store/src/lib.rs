@@ -51,10 +51,11 @@ pub use gc::{
 };
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
-    AccountId, AccountRecord, AccountState, BlockPublicAccess, CatalogRecord, CopyId, CopyOutcome,
-    CopyRecord, Identity, PendingSnapshot, Quota, RemoteRecord, Scopes, SecretHash, Sharing,
-    SnapshotContent, SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState,
-    TokenId, TokenRecord, VolumeId, VolumeKey, VolumeRecord, fill_random, now_ns,
+    AccessKeyId, AccessKeyRecord, AccountId, AccountRecord, AccountState, BlockPublicAccess,
+    CatalogRecord, CopyId, CopyOutcome, CopyRecord, Identity, PendingSnapshot, Quota, RemoteRecord,
+    Scopes, SealedSecret, SecretHash, Sharing, SnapshotContent, SnapshotId, SnapshotKey,
+    SnapshotOrigin, SnapshotRecord, SnapshotState, TokenId, TokenRecord, VolumeId, VolumeKey,
+    VolumeRecord, fill_random, now_ns,
 };
 pub use read::{
     ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,

@@ -47,6 +47,8 @@ pub const ACCOUNTS_MAX: usize = 1000;
 pub const ACCOUNT_TOKENS_MAX: usize = 100;
 /// Tokens of all accounts.
 pub const TOKENS_MAX: usize = 10_000;
+/// Access keys of an account.
+pub const ACCOUNT_ACCESS_KEYS_MAX: usize = 2;
 /// Characters of a token's description.
 pub const DESCRIPTION_CHARS_MAX: usize = 255;
 /// Identities of an account: users, groups and certificates that act for it.

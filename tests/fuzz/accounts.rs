@@ -1,9 +1,10 @@
-//! Encodings of accounts and tokens.
+//! Encodings of accounts, tokens and access keys.
 
 use varve_store::format::{
     CatalogRecord as _,
     record::{
-        AccountRecord, TokenRecord,
+        AccessKeyRecord, AccountRecord, TokenRecord,
+        access_key::{AccessKeyId, SealedSecret},
         account::{AccountState, BlockPublicAccess, Quota},
         token::{Scopes, SecretHash, TokenId},
     },
@@ -47,6 +48,19 @@ fn token(scopes: Scopes, expires_at_ns: Option<u64>) -> TokenRecord {
     }
 }
 
+fn access_key() -> AccessKeyRecord {
+    AccessKeyRecord {
+        id: AccessKeyId::from_low_bits([7; 16]),
+        account: account(),
+        created_at_ns: 1,
+        secret: SealedSecret {
+            nonce: [0x5a; 24],
+            ciphertext: [0x5b; 40],
+            tag: [0x5c; 16],
+        },
+    }
+}
+
 /// The samples of a decoder, by file name.
 pub(super) fn of(decoder: &str) -> Samples {
     match decoder {
@@ -62,6 +76,8 @@ pub(super) fn of(decoder: &str) -> Samples {
                 token(Scopes::READ.and(Scopes::COPY), Some(9)).encode(),
             ),
         ],
+        "access-key-record" => vec![("plain", access_key().encode())],
+        "access-key-id" => vec![("id", access_key().id.to_string().into_bytes())],
         "account-identity" => vec![
             ("user", IDENTITIES[0].into()),
             ("group", IDENTITIES[1].into()),

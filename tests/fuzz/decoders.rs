@@ -6,8 +6,8 @@ use varve_content::{
 };
 use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
-    AccountRecord, CatalogRecord as _, CopyRecord, Kinds, LastRun, Location, OwnerRecord, PackId,
-    RemoteRecord, SnapshotRecord, TokenRecord, VolumeId, VolumeRecord,
+    AccessKeyRecord, AccountRecord, CatalogRecord as _, CopyRecord, Kinds, LastRun, Location,
+    OwnerRecord, PackId, RemoteRecord, SnapshotRecord, TokenRecord, VolumeId, VolumeRecord,
     catalog_log::{
         self, Found, LOG_ALIGN, LogHeader, Position,
         checkpoint::{BlockReader, BlockWriter, Part},
@@ -18,7 +18,7 @@ use varve_store::format::{
     pack::{
         self, Header, PACK_HEADER_BYTES, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
     },
-    record::account::Identity as AccountIdentity,
+    record::{access_key::AccessKeyId, account::Identity as AccountIdentity},
     snapshot::{OfSnapshot, SnapshotId},
     store_file::StoreFile,
 };
@@ -44,7 +44,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 38] = [
+pub(super) const DECODERS: [Decoder; 40] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -132,6 +132,16 @@ pub(super) const DECODERS: [Decoder; 38] = [
     Decoder {
         name: "token-record",
         decode: |input| whole(TokenRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "access-key-record",
+        decode: |input| whole(AccessKeyRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "access-key-id",
+        decode: |input| text::<AccessKeyId>(input),
         repair: |_| {},
     },
     Decoder {

@@ -105,7 +105,8 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .encode(),
             ),
         ],
-        "account-record" | "token-record" | "account-identity" => accounts::of(decoder),
+        "account-record" | "token-record" | "account-identity" | "access-key-record"
+        | "access-key-id" => accounts::of(decoder),
         "remote-record" => vec![
             ("plain", remote(false).encode()),
             ("files", remote(true).encode()),

@@ -55,6 +55,7 @@ pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};
 pub use record::{
     CatalogRecord, Change, Kind, Kinds, Tags,
+    access_key::AccessKeyRecord,
     account::AccountRecord,
     copy::{self, CopyId, CopyOutcome, CopyRecord, OfCopy},
     remote::{self, RemoteRecord},

@@ -55,14 +55,15 @@ pub(crate) use self::{
 };
 use crate::Result;
 pub use crate::format::record::{
+    access_key::{AccessKeyId, SealedSecret},
     account::{AccountState, BlockPublicAccess, Identity, Quota},
     sharing::{Grantee, Sharing},
     token::{Scopes, SecretHash, TokenId},
 };
 pub use crate::format::{
-    AccountId, AccountRecord, CatalogRecord, Change, CopyId, CopyOutcome, CopyRecord, PackPhase,
-    PackState, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin,
-    SnapshotRecord, SnapshotState, TokenRecord, Totals, VolumeId, VolumeRecord,
+    AccessKeyRecord, AccountId, AccountRecord, CatalogRecord, Change, CopyId, CopyOutcome,
+    CopyRecord, PackPhase, PackState, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId,
+    SnapshotOrigin, SnapshotRecord, SnapshotState, TokenRecord, Totals, VolumeId, VolumeRecord,
 };
 
 /// Index and catalog, which change together. Methods may block: they read files.

@@ -7,8 +7,8 @@ use crate::{
     format::{CatalogRecord, Change, keys::list_prefix, record::Owned},
     limits,
     meta::{
-        self, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter, Meta, Records as _,
-        SnapshotKey, SnapshotRecord, TokenId, TokenRecord, VolumeKey, VolumeRecord,
+        self, AccessKeyRecord, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter, Meta,
+        Records as _, SnapshotKey, SnapshotRecord, TokenId, TokenRecord, VolumeKey, VolumeRecord,
     },
 };
 
@@ -87,7 +87,7 @@ impl Store {
         self.engine.commit.change((), update).await
     }
 
-    /// Deletes an account that owns nothing, and its tokens.
+    /// Deletes an account that owns nothing, with its tokens and its access keys.
     ///
     /// # Errors
     ///
@@ -124,6 +124,9 @@ impl Store {
             let tokens = tokens.filter(|token| token.account == id);
             let mut changes = vec![Change::delete::<AccountRecord>(&id)];
             changes.extend(tokens.map(|token| Change::delete::<TokenRecord>(&token.id)));
+            let keys = meta.all::<AccessKeyRecord>()?.into_iter();
+            let keys = keys.filter(|key| key.account == id);
+            changes.extend(keys.map(|key| Change::delete::<AccessKeyRecord>(&key.id)));
             Ok((changes, record))
         };
         self.engine.commit.change((), delete).await
@@ -243,7 +246,7 @@ impl Store {
 }
 
 /// The account of that id.
-fn found(meta: &dyn Meta, id: AccountId) -> Result<AccountRecord> {
+pub(super) fn found(meta: &dyn Meta, id: AccountId) -> Result<AccountRecord> {
     match meta.get(&id)? {
         Some(record) => Ok(record),
         None if id == AccountId::ADMINISTRATOR => Ok(AccountRecord::administrator()),

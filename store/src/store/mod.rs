@@ -1,5 +1,6 @@
 //! A store: its parts put together, opened and closed.
 
+mod access_keys;
 mod accounts;
 mod catalog_log;
 mod copies;

@@ -7,9 +7,9 @@ use std::{
 
 use super::{block_on, cut, new_snapshot, repairs::closed, volume_data::new_volume};
 use crate::{
-    AccountId, AccountRecord, AccountState, BlockPublicAccess, Error, Identity, ListPlace,
-    ListQuery, NewSnapshot, NewSnapshots, NewVolume, Options, Scopes, SecretHash, Sharing,
-    SnapshotRecord, Store, TokenId, TokenRecord, VolumeRecord,
+    AccessKeyId, AccessKeyRecord, AccountId, AccountRecord, AccountState, BlockPublicAccess, Error,
+    Identity, ListPlace, ListQuery, NewSnapshot, NewSnapshots, NewVolume, Options, Scopes,
+    SealedSecret, SecretHash, Sharing, SnapshotRecord, Store, TokenId, TokenRecord, VolumeRecord,
     format::names,
     limits,
     meta::{SnapshotKey, VolumeKey},
@@ -40,6 +40,19 @@ fn token(number: u8, account: AccountId) -> TokenRecord {
         expires_at_ns: None,
         last_used_at_ns: None,
         is_expired: false,
+    }
+}
+
+fn access_key(number: u8, account: AccountId) -> AccessKeyRecord {
+    AccessKeyRecord {
+        id: AccessKeyId::from_low_bits([number; 16]),
+        account,
+        created_at_ns: 1,
+        secret: SealedSecret {
+            nonce: [number; 24],
+            ciphertext: [number; 40],
+            tag: [number; 16],
+        },
     }
 }
 
@@ -91,6 +104,10 @@ fn accounts_are_made_changed_and_deleted_and_survive_a_rebuild() {
         let admin = store.update_account(administrator, mapped).await.unwrap();
         store.create_token(token(1, web.id)).await.unwrap();
         store.create_token(token(2, db.id)).await.unwrap();
+        for (number, account) in [(1, web.id), (2, db.id), (3, administrator)] {
+            let key = access_key(number, account);
+            store.create_access_key(key).await.unwrap();
+        }
         store.create_volume(volume_of(7, "data")).await.unwrap();
         closed(store).await;
 
@@ -117,6 +134,8 @@ fn accounts_are_made_changed_and_deleted_and_survive_a_rebuild() {
         store.delete_volume(&key).await.unwrap();
         store.delete_account(web.id).await.unwrap();
         assert_eq!(store.tokens().await.unwrap(), [token(2, db.id)]);
+        let keys = [access_key(2, db.id), access_key(3, administrator)];
+        assert_eq!(store.access_keys().await.unwrap(), keys);
         let gone = store.delete_account(web.id).await.unwrap_err();
         assert!(
             matches!(
@@ -367,6 +386,52 @@ fn tokens_are_bounded_and_their_texts_are_checked() {
             matches!(gone, Error::NotFound { what: "token", .. }),
             "{gone}"
         );
+        closed(store).await;
+    });
+}
+
+#[test]
+fn an_account_has_two_access_keys_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
+        store.create_account(account(7, "web")).await.unwrap();
+        let refused = async |key| store.create_access_key(key).await.unwrap_err();
+        let nobody = refused(access_key(0, id(8))).await;
+        assert!(
+            matches!(
+                nobody,
+                Error::NotFound {
+                    what: "account",
+                    ..
+                }
+            ),
+            "{nobody}"
+        );
+        let (first, second) = (access_key(0, id(7)), access_key(1, id(7)));
+        store.create_access_key(first.clone()).await.unwrap();
+        // No other account's key takes its place.
+        let taken = refused(access_key(0, AccountId::ADMINISTRATOR)).await;
+        assert!(matches!(taken, Error::AlreadyExists { .. }), "{taken}");
+        store.create_access_key(second.clone()).await.unwrap();
+        let third = refused(access_key(2, id(7))).await;
+        assert!(matches!(third, Error::TooMany { most: 2, .. }), "{third}");
+        let found = store.access_key(second.id).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&second));
+        store.delete_access_key(first.id).await.unwrap();
+        assert_eq!(store.access_key(first.id).await.unwrap(), None);
+        let gone = store.delete_access_key(first.id).await.unwrap_err();
+        assert!(
+            matches!(
+                gone,
+                Error::NotFound {
+                    what: "access key",
+                    ..
+                }
+            ),
+            "{gone}"
+        );
+        store.create_access_key(access_key(2, id(7))).await.unwrap();
         closed(store).await;
     });
 }

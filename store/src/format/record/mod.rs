@@ -4,6 +4,7 @@
 //! [`Kinds::ALL`]. Log, index and memory model know records only as [`Entry`]s: their bytes and
 //! their [`Kind`].
 
+pub mod access_key;
 pub mod account;
 pub mod copy;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::{
 use varve_content::RootId;
 
 pub use self::{
+    access_key::AccessKeyRecord,
     account::AccountRecord,
     copy::CopyRecord,
     remote::RemoteRecord,
@@ -287,6 +289,7 @@ impl Kinds {
         RemoteRecord::KIND,
         AccountRecord::KIND,
         TokenRecord::KIND,
+        AccessKeyRecord::KIND,
     ]);
 
     /// Each kind.

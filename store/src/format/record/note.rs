@@ -4,8 +4,8 @@
 use varve_content::RootId;
 
 use super::{
-    AccountRecord, CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds, RemoteRecord,
-    SnapshotRecord, Tags, TokenRecord, VolumeRecord, named,
+    AccessKeyRecord, AccountRecord, CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds,
+    RemoteRecord, SnapshotRecord, Tags, TokenRecord, VolumeRecord, named,
 };
 use crate::format::{
     AccountId, FormatError, IdKind, RecordId,
@@ -20,6 +20,7 @@ pub(crate) const KINDS: Kinds = Kinds(&[
     RemoteRecord::KIND,
     AccountRecord::KIND,
     TokenRecord::KIND,
+    AccessKeyRecord::KIND,
     Note::KIND,
 ]);
 

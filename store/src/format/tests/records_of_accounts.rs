@@ -1,12 +1,13 @@
 //! Records with an owner, with a description and without a name: version 3 of a snapshot's and of a
-//! copy's, version 4 of a volume's; and the records of accounts and tokens.
+//! copy's, version 4 of a volume's; and the records of accounts, tokens and access keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::format::{
-    AccountRecord, TokenRecord,
+    AccessKeyRecord, AccountRecord, TokenRecord,
     record::{
+        access_key::{AccessKeyId, SealedSecret},
         account::{AccountState, BlockPublicAccess, Identity, Quota},
         token::{Scopes, SecretHash, TokenId},
     },
@@ -238,6 +239,82 @@ fn token_record_is_pinned() {
     assert!(!format!("{:?}", token()).contains("90, 90"), "no hash");
 }
 
+fn access_key() -> AccessKeyRecord {
+    AccessKeyRecord {
+        id: AccessKeyId::from_low_bits([
+            16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+        ]),
+        account: snapshot_of_nobody().owner,
+        created_at_ns: 1,
+        secret: SealedSecret {
+            nonce: [0x5a; 24],
+            ciphertext: [0x5b; 40],
+            tag: [0x5c; 16],
+        },
+    }
+}
+
+#[test]
+fn access_key_record_is_pinned() {
+    let bytes = access_key().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "01",
+            // QRSTUVWXYZ234567
+            "5152535455565758595a323334353637",
+            "141a99be1c000000",
+            "0100000000000000",
+            &"5a".repeat(24),
+            &"5b".repeat(40),
+            &"5c".repeat(16),
+        ],
+    );
+    assert_eq!(AccessKeyRecord::decode(&bytes), Ok(access_key()));
+    for len in 0..bytes.len() {
+        assert!(AccessKeyRecord::decode(&bytes[..len]).is_err());
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    assert!(AccessKeyRecord::decode(&longer).is_err());
+    for (at, byte, why) in [
+        (0, 2, "version of an access key's record"),
+        (1, b'a', "id of an access key"),
+        (16, b'8', "id of an access key"),
+        (24, 0xff, "id of an account"),
+    ] {
+        let mut wrong = bytes.clone();
+        wrong[at] = byte;
+        let error = AccessKeyRecord::decode(&wrong).unwrap_err().to_string();
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    assert!(!format!("{:?}", access_key()).contains("91, 91"), "sealed");
+    let deleted = Change::delete::<AccessKeyRecord>(&access_key().id);
+    let id = deleted.as_deleted::<AccessKeyRecord>();
+    assert_eq!(id, Some(access_key().id));
+}
+
+#[test]
+fn an_access_key_id_is_its_text() {
+    let id = access_key().id;
+    assert_eq!(id.to_string(), "AKIAQRSTUVWXYZ234567");
+    assert_eq!(id.to_string().parse(), Ok(id));
+    let first = AccessKeyId::from_low_bits([32; 16]);
+    assert_eq!(first.to_string(), "AKIAAAAAAAAAAAAAAAAA");
+    for text in [
+        "",
+        "AKIA",
+        "QRSTUVWXYZ234567",
+        "AKIAQRSTUVWXYZ23456",
+        "AKIAQRSTUVWXYZ2345678",
+        "AKIAQRSTUVWXYZ234561",
+        "AKIAqrstuvwxyz234567",
+        "ASIAQRSTUVWXYZ234567",
+    ] {
+        let error = text.parse::<AccessKeyId>().unwrap_err().to_string();
+        assert!(!error.contains("RST"), "it may be a secret: {error}");
+    }
+}
+
 #[test]
 fn copy_record_of_an_account_is_that_of_the_administrator_and_its_owner() {
     let owned = CopyRecord {
@@ -329,6 +406,7 @@ fn a_changed_byte_is_refused_or_makes_another_record() {
     check(&account());
     check(&account_with_limits());
     check(&token());
+    check(&access_key());
 }
 
 /// Each record has one encoding: the first that can say what it says.
