@@ -1,9 +1,10 @@
 //! The gRPC protocol of Varve, generated from `varve/v1/*.proto`.
 //!
-//! The `.proto` files are the documentation. Only the module tree and the servers' codec are
-//! written by hand.
+//! The `.proto` files are the documentation. Only the module tree, the servers' codec and
+//! `Debug` of messages with secrets are written by hand.
 
 mod requests;
+mod secrets;
 
 pub use requests::{RequestCodec, RequestDecoder};
 

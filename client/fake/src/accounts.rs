@@ -1,4 +1,4 @@
-//! Accounts and tokens, and who may call.
+//! Accounts, tokens and access keys, and who may call.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,8 @@ pub struct Accounts {
     pub accounts: BTreeMap<String, v1::Account>,
     /// By id.
     pub tokens: BTreeMap<String, v1::Token>,
+    /// By id.
+    pub access_keys: BTreeMap<String, v1::AccessKey>,
     /// The secrets of tokens, and the ids of the tokens.
     pub secrets: BTreeMap<String, String>,
     /// True if callers without a token are refused.
@@ -32,7 +34,7 @@ pub struct Accounts {
     pub audit: Vec<v1::AuditEvent>,
     /// The last request for a token.
     pub asked_token: Option<v1::CreateTokenRequest>,
-    /// The secret of the next token, in place of a good one.
+    /// The secret of the next token or access key, in place of a good one.
     pub next_secret: Option<String>,
 }
 
@@ -221,6 +223,9 @@ impl AccountService for Service {
             accounts
                 .tokens
                 .retain(|_, token| token.account != account.id);
+            accounts
+                .access_keys
+                .retain(|_, key| key.account != account.id);
             Ok(v1::DeleteAccountResponse {
                 deleted: Some(account),
             })
@@ -311,6 +316,64 @@ impl AccountService for Service {
             let revoked = revoked.ok_or_else(none)?;
             accounts.secrets.retain(|_, id| *id != revoked.id);
             Ok(v1::RevokeTokenResponse {
+                revoked: Some(revoked),
+            })
+        })
+    }
+
+    async fn create_access_key(
+        &self,
+        request: Request<v1::CreateAccessKeyRequest>,
+    ) -> Result<Response<v1::CreateAccessKeyResponse>, Status> {
+        self.accounts(request, |accounts, request| {
+            let account = accounts.id(&request.account)?;
+            let own = accounts.access_keys.values();
+            if own.filter(|key| key.account == account).count() >= 2 {
+                let why = "there are 2 access keys of an account at most";
+                return Err(Status::failed_precondition(why));
+            }
+            let mut ids = ('A'..='Z').map(|letter| format!("AKIA{letter:2>16}"));
+            let access_key = v1::AccessKey {
+                id: ids
+                    .find(|id| !accounts.access_keys.contains_key(id))
+                    .unwrap(),
+                account,
+                created_at: Some(TIME),
+                is_usable: true,
+            };
+            let id = access_key.id.clone();
+            accounts.access_keys.insert(id, access_key.clone());
+            let secret = accounts.next_secret.take();
+            Ok(v1::CreateAccessKeyResponse {
+                access_key: Some(access_key),
+                secret: secret.unwrap_or_else(|| format!("{:/>40}", "5ec2e7")),
+            })
+        })
+    }
+
+    async fn list_access_keys(
+        &self,
+        request: Request<v1::ListAccessKeysRequest>,
+    ) -> Result<Response<v1::ListAccessKeysResponse>, Status> {
+        self.accounts(request, |accounts, request| {
+            let id = accounts.id(&request.account)?;
+            let keys = accounts.access_keys.values();
+            let keys = keys.filter(|key| key.account == id).cloned();
+            Ok(v1::ListAccessKeysResponse {
+                access_keys: keys.collect(),
+            })
+        })
+    }
+
+    async fn revoke_access_key(
+        &self,
+        request: Request<v1::RevokeAccessKeyRequest>,
+    ) -> Result<Response<v1::RevokeAccessKeyResponse>, Status> {
+        self.accounts(request, |accounts, request| {
+            let id = request.access_key;
+            let none = || Status::not_found(format!("access key {id:?} does not exist"));
+            let revoked = accounts.access_keys.remove(&id).ok_or_else(none)?;
+            Ok(v1::RevokeAccessKeyResponse {
                 revoked: Some(revoked),
             })
         })
