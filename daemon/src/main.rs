@@ -18,7 +18,7 @@ use varve_daemon::{
     config::{self, Arguments, Config},
     limits,
     net::sockets::Inherited,
-    resources::descriptors,
+    resources::{core_dumps, descriptors},
     server::{self, Addresses, Prepared, Server},
     telemetry::{self, Telemetry},
 };
@@ -71,6 +71,13 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(error, USAGE),
     };
+    // Before it reads any key.
+    if !config.core_dumps
+        && let Err(error) = core_dumps::forbid()
+    {
+        let what = "cannot forbid core dumps (the setting core_dumps permits them)";
+        return complain(format_args!("{what}: {error}"), FAILURE);
+    }
     // The only linked provider. If one was installed before, the call fails, and that one serves.
     let _ = rustls::crypto::ring::default_provider().install_default();
     if cli.check_config {
@@ -92,6 +99,9 @@ fn main() -> ExitCode {
     };
     for unknown in config::unknown_variables(variables()) {
         warn!("{unknown}");
+    }
+    if config.core_dumps {
+        warn!("core dumps are permitted: they have keys, tokens and the data of guests");
     }
     descriptors::raise_limit();
     // Other users must not read the data of guests. The sockets have their own permissions.

@@ -37,7 +37,9 @@ pub struct Options {
     stderr: Option<Arc<OwnedFd>>,
     /// A network namespace, and the daemon's gRPC address in it.
     network: Option<(String, SocketAddr)>,
-    open_files: Option<u64>,
+    /// Limits of its process, as arguments of `prlimit`.
+    process_limits: Vec<String>,
+    directory: Option<PathBuf>,
 }
 
 impl Options {
@@ -51,7 +53,8 @@ impl Options {
             tcp: false,
             stderr: None,
             network: None,
-            open_files: None,
+            process_limits: Vec::new(),
+            directory: None,
         }
     }
 
@@ -101,7 +104,18 @@ impl Options {
     /// Limits its open files.
     #[must_use]
     pub fn open_files(mut self, count: u64) -> Self {
-        self.open_files = Some(count);
+        self.process_limits
+            .push(format!("--nofile={count}:{count}"));
+        self
+    }
+
+    /// Lets the system write core dumps of any size, and runs it in this directory, where they are
+    /// unless the machine has another place for them.
+    #[must_use]
+    pub fn core_dumps_in(mut self, directory: &Path) -> Self {
+        self.process_limits
+            .push("--core=unlimited:unlimited".to_owned());
+        self.directory = Some(directory.to_owned());
         self
     }
 
@@ -139,13 +153,12 @@ impl Options {
         let logs = Scratch::new();
         let log = File::create(logs.join("log")).expect("make a log file");
         let [mut grpc_tcp, nbd_tcp] = [(); 2].map(|()| self.tcp.then(free_address));
-        let mut command = match (&self.network, self.open_files) {
-            (None, None) => Command::new(programs::varved()),
-            (None, Some(count)) => {
+        let mut command = match (&self.network, &*self.process_limits) {
+            (None, []) => Command::new(programs::varved()),
+            (None, limits) => {
                 // prlimit becomes the program, too.
                 let mut command = Command::new(programs::tool("prlimit"));
-                command.arg(format!("--nofile={count}:{count}"));
-                command.arg(programs::varved());
+                command.args(limits).arg(programs::varved());
                 command
             }
             (Some((namespace, grpc)), _) => {
@@ -180,6 +193,9 @@ impl Options {
             command.env(variable, self.data_dir.join(name));
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
         command.stdin(Stdio::null());
         command.stdout(log.try_clone().expect("share a log file"));
         match &self.stderr {

@@ -45,6 +45,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Permissions of the unix sockets.
     pub socket_mode: u32,
+    /// True if the system may write core dumps of the daemon.
+    pub core_dumps: bool,
     /// The directory of unix sockets without a setting for their paths. If the daemon cannot use
     /// it, the sockets are in the data directory.
     pub run_dir: PathBuf,
@@ -211,6 +213,7 @@ impl Config {
         };
         let config = Self {
             socket_mode: socket_mode(values)?,
+            core_dumps: values.parse("core_dumps", parse_bool)?.unwrap_or(false),
             run_dir: PathBuf::from(RUN_DIR),
             store: StoreConfig {
                 compression: values.parse("store.compression", parse_compression)?,

@@ -62,6 +62,7 @@ pub const SETTINGS: [Setting; 33] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     octal("socket_mode", "VARVE_SOCKET_MODE"),
     switch("socket_open_to_all", "VARVE_SOCKET_OPEN_TO_ALL"),
+    switch("core_dumps", "VARVE_CORE_DUMPS"),
     setting("store.compression", "VARVE_COMPRESSION"),
     setting("store.io_engine", "VARVE_IO_ENGINE"),
     setting("store.chunk_cache_bytes", "VARVE_CHUNK_CACHE_BYTES"),
