@@ -335,8 +335,8 @@ impl Client {
         Account::from_proto(&what, Some(updated.into_inner()))
     }
 
-    /// Deletes the account with this id, name or alias, which owns nothing, and its tokens. Returns
-    /// it. Only the administrator may do this.
+    /// Deletes the account with this id, name or alias, which owns nothing, with its tokens and its
+    /// access keys. Returns it. Only the administrator may do this.
     ///
     /// # Errors
     ///

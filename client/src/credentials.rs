@@ -1,8 +1,9 @@
-//! Tokens, which prove to a daemon for whom a client acts.
+//! Secrets: tokens, which prove to a daemon for whom a client acts, and those of access keys.
 
 use std::fmt;
 
 use tonic::codegen::http::HeaderValue;
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -70,6 +71,37 @@ impl TokenSecret {
 impl fmt::Debug for TokenSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokenSecret(..)")
+    }
+}
+
+/// Length of the secret of an access key.
+const SECRET_BYTES: usize = 40;
+
+/// The secret of an access key. Who has it signs requests for the key's account.
+///
+/// It is shown by [`expose`](Self::expose) only: `Debug` leaves it out, and there is no `Display`.
+#[derive(Clone, Eq, PartialEq)]
+pub struct SecretAccessKey(Zeroizing<String>);
+
+impl SecretAccessKey {
+    /// Takes a secret as the daemon has shown it; `None` for any other text.
+    pub(crate) fn new(text: String) -> Option<Self> {
+        let text = Zeroizing::new(text);
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
+        let is_one = text.len() == SECRET_BYTES && text.bytes().all(is_allowed);
+        is_one.then_some(Self(text))
+    }
+
+    /// The secret itself, to store or to pass on.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretAccessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretAccessKey(..)")
     }
 }
 

@@ -47,6 +47,7 @@
 //! | make snapshots of volumes | [`Client::create_snapshots`], [`Client::wait_for_snapshots`] |
 //! | act for an account by a token | [`Connector`], [`TokenSecret`] |
 //! | manage accounts and tokens | [`Client::create_account`], [`Client::create_token`] |
+//! | make keys for signed requests | [`Client::create_access_key`] |
 //! | follow or end a long call | [`Control`] |
 //!
 //! The programs in `examples/` do these things from beginning to end.
@@ -70,6 +71,7 @@
 // Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod access_keys;
 mod accounts;
 mod activity;
 mod archive;
@@ -102,6 +104,7 @@ mod verify;
 mod volumes;
 mod wait;
 
+pub use access_keys::{AccessKey, CreatedAccessKey};
 pub use accounts::{
     ADMINISTRATOR, Account, AccountState, AccountUpdate, CreatedToken, NewAccount, NewToken, Token,
     TokenScope, WhoAmI,
@@ -117,7 +120,7 @@ pub use changes::{ChangeKind, ChangeStream, ChangedExtent, Changes};
 pub use connect::{Client, Connector, Endpoint, Tls};
 pub use control::Control;
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
-pub use credentials::TokenSecret;
+pub use credentials::{SecretAccessKey, TokenSecret};
 pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };

@@ -1,8 +1,10 @@
 //! Accounts with real programs: several users of one machine, tokens and certificates, gRPC and
 //! NBD; what each may do, and what the audit log tells.
 
+mod access_keys;
 mod audit;
 mod certificates;
+mod core_dumps;
 mod cost;
 mod sharing;
 mod table;

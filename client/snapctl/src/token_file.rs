@@ -1,4 +1,4 @@
-//! Files with a token: reading one, and writing a new one.
+//! Files with a secret: reading a token, and writing a new token or access key.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -76,15 +76,15 @@ fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A new file for a token. It is removed again unless the token gets into it.
+/// A new file for a secret. It is removed again unless the secret gets into it.
 #[derive(Debug)]
-pub(crate) struct NewTokenFile {
+pub(crate) struct NewSecretFile {
     path: PathBuf,
     file: File,
     is_written: bool,
 }
 
-impl NewTokenFile {
+impl NewSecretFile {
     /// Makes an empty file that only its owner can read.
     ///
     /// # Errors
@@ -109,13 +109,13 @@ impl NewTokenFile {
         Ok(new)
     }
 
-    /// Writes the token, and keeps the file.
+    /// Writes the secret and a line feed, and keeps the file.
     ///
     /// # Errors
     ///
     /// Errors of the file.
-    pub(crate) fn write(mut self, secret: &TokenSecret) -> Result<()> {
-        let written = writeln!(self.file, "{}", secret.expose());
+    pub(crate) fn write(mut self, secret: &str) -> Result<()> {
+        let written = writeln!(self.file, "{secret}");
         let written = written.and_then(|()| self.file.sync_all());
         written.map_err(|error| Error::file(format!("write {}", self.path.display()), error))?;
         self.is_written = true;
@@ -123,7 +123,7 @@ impl NewTokenFile {
     }
 }
 
-impl Drop for NewTokenFile {
+impl Drop for NewSecretFile {
     fn drop(&mut self) {
         if !self.is_written {
             // Nothing is lost with it, and the error that is told is the one before.
@@ -200,17 +200,17 @@ mod tests {
     fn a_new_file_is_its_owners_alone_and_goes_away_if_it_stays_empty() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        drop(NewTokenFile::create(path.clone()).unwrap());
+        drop(NewSecretFile::create(path.clone()).unwrap());
         assert!(!path.exists());
         let secret = TokenSecret::new(TOKEN).unwrap();
-        NewTokenFile::create(path.clone())
+        NewSecretFile::create(path.clone())
             .unwrap()
-            .write(&secret)
+            .write(secret.expose())
             .unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{TOKEN}\n"));
         assert_eq!(read(&path).unwrap(), secret);
-        let error = NewTokenFile::create(path).unwrap_err();
+        let error = NewSecretFile::create(path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     }
 }

@@ -1,4 +1,4 @@
-//! Accounts and tokens, and the credentials of a connection.
+//! Accounts, tokens and access keys, and the credentials of a connection.
 
 use std::time::{Duration, SystemTime};
 
@@ -120,6 +120,50 @@ async fn a_token_acts_for_its_account() {
     assert_eq!(bearer.revoke_token(&token.id).await.unwrap(), token);
     let error = bearer.status().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+}
+
+#[tokio::test]
+async fn an_access_key_is_made_listed_and_revoked() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let client = daemon.client().await;
+    client.create_account(account("web")).await.unwrap();
+    let created = client.create_access_key(Some("web")).await.unwrap();
+    let access_key = created.access_key.clone();
+    assert_eq!(access_key.account, "000000000001");
+    assert!(access_key.is_usable);
+    let secret = created.secret.expose().to_owned();
+    assert_eq!(secret.len(), 40);
+    let listed = client.access_keys(Some("web")).await.unwrap();
+    assert_eq!(listed, std::slice::from_ref(&access_key));
+    assert_eq!(client.access_keys(None).await.unwrap(), []);
+    client.create_access_key(Some("web")).await.unwrap();
+    let third = client.create_access_key(Some("web")).await.unwrap_err();
+    assert_eq!(third.kind(), ErrorKind::Conflict);
+    assert!(!format!("{created:?}").contains("5ec2e7"));
+    // A secret in place of an id is neither sent nor repeated.
+    for wrong in [&*secret, "", "AKIA", "AKIA0000000000000000"] {
+        let error = client.revoke_access_key(wrong).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(!format!("{error} {error:?}").contains("5ec2e7"));
+    }
+    let revoked = client.revoke_access_key(&access_key.id).await.unwrap();
+    assert_eq!(revoked, access_key);
+    let gone = client.revoke_access_key(&access_key.id).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    // What a daemon sends goes into files that others read.
+    for wrong in ["", "hunter2", &format!("hunter2\n{:/>32}", "x")] {
+        daemon.state().accounts.next_secret = Some(wrong.to_owned());
+        let error = client.create_access_key(None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        daemon.state().accounts.access_keys.clear();
+    }
+    client.create_access_key(None).await.unwrap();
+    for key in daemon.state().accounts.access_keys.values_mut() {
+        key.id = "AKIA\n".to_owned();
+    }
+    let error = client.access_keys(None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Changes of accounts and tokens: in the store, and then in the directory.
+//! Changes of accounts, tokens and access keys: in the store, and then in the directory.
 //!
 //! Invariant: the directory is filled anew after each change, before the change is answered, so the
 //! next operation sees it.
@@ -7,10 +7,11 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, task::spawn_blocking, time};
 use tracing::{error, warn};
-use varve_store::{AccountId, Scopes, Store, TokenRecord};
+use varve_store::{AccessKeyId, AccessKeyRecord, AccountId, Scopes, Store, TokenRecord, now_ns};
 
 use super::{
     Directory,
+    access_key::{SealError, Sealer, SecretAccessKey},
     key::{self, KeyError},
     token::{BearerToken, HashKey},
 };
@@ -35,13 +36,24 @@ struct Inner {
     changing: Mutex<()>,
 }
 
-/// Why a token cannot be made.
+/// An access key, without its secret.
+#[derive(Debug, Clone)]
+pub(crate) struct AccessKey {
+    pub(crate) record: AccessKeyRecord,
+    /// False if its secret cannot be opened.
+    pub(crate) is_usable: bool,
+}
+
+/// Why a token or an access key cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CreateTokenError {
+pub(crate) enum CredentialError {
     #[error(transparent)]
     Store(#[from] varve_store::Error),
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// What the store has of it does not open.
+    #[error("access key {id} cannot be used, revoke it: {source}")]
+    Seal { id: AccessKeyId, source: SealError },
 }
 
 impl Accounts {
@@ -74,8 +86,22 @@ impl Accounts {
                 accounts.0.directory.set_unusable_key();
             }
         }
+        accounts.tell_of_broken_seals().await?;
         accounts.reload().await?;
         Ok(accounts)
+    }
+
+    /// Logs once for a start that secrets of access keys cannot be opened. Lists show which.
+    async fn tell_of_broken_seals(&self) -> Result<(), varve_store::Error> {
+        let keys = self.0.store.access_keys().await?;
+        let sealer = self.sealer();
+        let broken = |key: &AccessKeyRecord| Some((key.id, open(sealer.as_ref(), key).err()?));
+        let broken: Vec<_> = keys.iter().filter_map(broken).collect();
+        if let Some((first, error)) = broken.first() {
+            let count = broken.len();
+            error!(%error, %first, count, "access keys cannot be used: put auth.key back, or revoke them");
+        }
+        Ok(())
     }
 
     /// The accounts in memory.
@@ -133,7 +159,7 @@ impl Accounts {
         scopes: Scopes,
         description: String,
         lifetime: Option<Duration>,
-    ) -> Result<(TokenRecord, BearerToken), CreateTokenError> {
+    ) -> Result<(TokenRecord, BearerToken), CredentialError> {
         let _changing = self.0.changing.lock().await;
         let key = self.0.directory.key();
         let key = match key {
@@ -159,12 +185,88 @@ impl Accounts {
         Ok((made?, token))
     }
 
+    /// Makes an access key for an account. Returns it with its secret, as the store has it.
+    ///
+    /// # Errors
+    ///
+    /// The key of the seals cannot be made; errors of the store.
+    pub(crate) async fn create_access_key(
+        &self,
+        account: AccountId,
+    ) -> Result<(AccessKey, SecretAccessKey), CredentialError> {
+        let _changing = self.0.changing.lock().await;
+        let key = match self.0.directory.key() {
+            Some(key) => key,
+            None => self.make_key().await?,
+        };
+        let sealer = Sealer::new(&key);
+        let mut random = [0; 16];
+        varve_store::fill_random(&mut random)?;
+        let id = AccessKeyId::from_low_bits(random);
+        let made = AccessKeyRecord {
+            id,
+            account,
+            created_at_ns: now_ns(),
+            secret: sealer.seal(id, account, &SecretAccessKey::random()?)?,
+        };
+        self.0.store.create_access_key(made).await?;
+        // Nobody gets a secret that signs nothing later.
+        let record = self.0.store.access_key(id).await?;
+        let record = record.ok_or(varve_store::Error::NotFound {
+            what: "access key",
+            name: id.to_string(),
+        })?;
+        let opened = sealer.open(&record);
+        let secret = opened.map_err(|source| CredentialError::Seal { id, source })?;
+        let is_usable = true;
+        Ok((AccessKey { record, is_usable }, secret))
+    }
+
+    /// The access keys of an account, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the catalog.
+    pub(crate) async fn access_keys_of(
+        &self,
+        account: AccountId,
+    ) -> Result<Vec<AccessKey>, varve_store::Error> {
+        let mut keys = self.0.store.access_keys().await?;
+        keys.retain(|key| key.account == account);
+        keys.sort_unstable_by_key(|key| (key.created_at_ns, key.id));
+        Ok(keys.into_iter().map(|key| self.shown(key)).collect())
+    }
+
+    /// The access key of that id.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the catalog.
+    pub(crate) async fn access_key(
+        &self,
+        id: AccessKeyId,
+    ) -> Result<Option<AccessKey>, varve_store::Error> {
+        let found = self.0.store.access_key(id).await?;
+        Ok(found.map(|record| self.shown(record)))
+    }
+
+    fn shown(&self, record: AccessKeyRecord) -> AccessKey {
+        let is_usable = open(self.sealer().as_ref(), &record).is_ok();
+        AccessKey { record, is_usable }
+    }
+
+    fn sealer(&self) -> Option<Sealer> {
+        self.0.directory.key().as_ref().map(Sealer::new)
+    }
+
     /// The key, made if it is not there.
-    async fn make_key(&self) -> Result<HashKey, CreateTokenError> {
+    async fn make_key(&self) -> Result<HashKey, CredentialError> {
+        let is_in_use =
+            self.0.directory.has_tokens() || !self.0.store.access_keys().await?.is_empty();
         let key = match self.read_key().await? {
             Some(key) => key,
             // Another key would make them invalid for ever.
-            None if self.0.directory.has_tokens() => {
+            None if is_in_use => {
                 let path = self.0.key_file.clone();
                 return Err(KeyError::Missing { path }.into());
             }
@@ -205,4 +307,8 @@ impl Accounts {
             }
         }
     }
+}
+
+fn open(sealer: Option<&Sealer>, record: &AccessKeyRecord) -> Result<SecretAccessKey, SealError> {
+    sealer.ok_or(SealError::NoKey)?.open(record)
 }

@@ -111,6 +111,9 @@ actions! {
     CreateToken,
     ListTokens,
     RevokeToken,
+    CreateAccessKey,
+    ListAccessKeys,
+    RevokeAccessKey,
     ReadAudit,
 }
 
@@ -128,6 +131,7 @@ pub(crate) enum Resource<'a> {
     Remote(&'a str),
     Account(&'a str),
     Token(&'a str),
+    AccessKey(&'a str),
 }
 
 impl fmt::Display for Resource<'_> {
@@ -142,6 +146,7 @@ impl fmt::Display for Resource<'_> {
             Self::Remote(key) => ("remote", key),
             Self::Account(key) => ("account", key),
             Self::Token(key) => ("token", key),
+            Self::AccessKey(key) => ("access key", key),
         };
         // Callers may send any text as a key.
         let (shown, more) = match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {

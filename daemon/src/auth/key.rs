@@ -1,7 +1,8 @@
-//! The file with the key for hashes of secrets.
+//! The file with the key for hashes of the secrets of tokens. From the same key comes the one that
+//! seals the secrets of access keys.
 //!
-//! It is made with the first token, in the data directory, and only its owner may have access to
-//! it. Without it no token is valid.
+//! It is made with the first token or access key, in the data directory, and only its owner may
+//! have access to it. Without it no token is valid, and no access key can be used.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use rustix::fs::OFlags;
+use zeroize::Zeroizing;
 
 use super::token::HashKey;
 
@@ -32,8 +34,11 @@ pub(crate) enum KeyError {
     /// The file is not such a file, or others may read it.
     #[error("cannot use {}: {why}", path.display())]
     Useless { path: PathBuf, why: String },
-    /// There are tokens, and the file is not there.
-    #[error("{} is missing: put it back, or revoke all tokens first", path.display())]
+    /// There are tokens or access keys, and the file is not there.
+    #[error(
+        "{} is missing: put it back, or revoke all tokens and access keys first",
+        path.display()
+    )]
     Missing { path: PathBuf },
     /// The system has no random bytes.
     #[error(transparent)]
@@ -75,10 +80,10 @@ pub(crate) fn read(path: &Path) -> Result<Option<HashKey>, KeyError> {
             metadata.mode() & 0o777
         )));
     }
-    let mut bytes = Vec::with_capacity(KEY_BYTES + 1);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
     let mut limited = file.take(KEY_BYTES as u64 + 1);
     limited.read_to_end(&mut bytes).map_err(failed)?;
-    let key = <[u8; KEY_BYTES]>::try_from(&*bytes);
+    let key = <[u8; KEY_BYTES]>::try_from(bytes.as_slice());
     let key = key.map_err(|_| {
         let found = metadata.len();
         useless(format!("it has {found} bytes, and a key has {KEY_BYTES}"))
@@ -96,8 +101,8 @@ pub(crate) fn create(path: &Path) -> Result<HashKey, KeyError> {
         let path = path.to_owned();
         move |source| KeyError::Io { verb, path, source }
     };
-    let mut key = [0; KEY_BYTES];
-    varve_store::fill_random(&mut key)?;
+    let mut key = HashKey([0; KEY_BYTES]);
+    varve_store::fill_random(&mut key.0)?;
     // Written beside it first: a file of that name is always whole.
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");
@@ -114,7 +119,7 @@ pub(crate) fn create(path: &Path) -> Result<HashKey, KeyError> {
         .mode(0o600)
         .open(&draft)
         .map_err(failed("make", &draft))?;
-    file.write_all(&key).map_err(failed("write", &draft))?;
+    file.write_all(&key.0).map_err(failed("write", &draft))?;
     file.sync_all().map_err(failed("sync", &draft))?;
     // Unlike a rename, a link never replaces a key.
     fs::hard_link(&draft, path).map_err(failed("make", path))?;
@@ -123,7 +128,7 @@ pub(crate) fn create(path: &Path) -> Result<HashKey, KeyError> {
     let dir = dir.unwrap_or(Path::new("."));
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(failed("sync", dir))?;
-    Ok(HashKey(key))
+    Ok(key)
 }
 
 #[cfg(test)]

@@ -6,11 +6,13 @@
 //! - `policy`: who may do which operation.
 //! - `door`: operations, their targets, and the attempt that the policy permits.
 //! - `audit`: the log of changes and refusals.
-//! - `token`, `key`: tokens as texts, and the key of the hashes of their secrets.
+//! - `token`, `access_key`: credentials as texts, and what the store keeps of their secrets.
+//! - `key`: the key of both.
 //! - `failures`: slows down who shows wrong tokens.
 //!
 //! Sockets and TLS decide who may connect, see [`net`](crate::net).
 
+mod access_key;
 mod accounts;
 pub mod audit;
 mod caller;
@@ -21,7 +23,8 @@ pub(crate) mod key;
 mod policy;
 mod token;
 
-pub(crate) use accounts::{Accounts, CreateTokenError};
+pub(crate) use access_key::SecretAccessKey;
+pub(crate) use accounts::{AccessKey, Accounts, CredentialError};
 pub use caller::{Caller, Face};
 pub(crate) use directory::{Directory, Principal, TokenError};
 pub(crate) use door::{Action, Attempt, Changed, Closed, Door, Resource, done};

@@ -36,6 +36,7 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::GetVolume
         | Action::ListVolumes
         | Action::ListTokens
+        | Action::ListAccessKeys
         | Action::ListExports
         | Action::OpenSnapshotExport
         | Action::CompareExport => Right::Read,
@@ -62,7 +63,10 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::DetachVolume
         | Action::OpenVolumeExport => Right::Change(Scopes::VOLUMES),
 
-        Action::CreateToken | Action::RevokeToken => Right::Change(Scopes::ALL),
+        Action::CreateToken
+        | Action::RevokeToken
+        | Action::CreateAccessKey
+        | Action::RevokeAccessKey => Right::Change(Scopes::ALL),
 
         // Knowing the id of a chunk or a node is no right to its bytes: the replication service
         // gives any.
@@ -180,6 +184,7 @@ pub(crate) const fn is_relief(action: Action) -> bool {
             | Action::RestrictAccount
             | Action::DeleteAccount
             | Action::RevokeToken
+            | Action::RevokeAccessKey
     )
 }
 

@@ -6,15 +6,22 @@
 use std::fmt;
 
 use varve_store::{SecretHash, TokenId};
+use zeroize::Zeroize as _;
 
 /// The beginning of every token. Scanners for leaked secrets find tokens by it.
 const PREFIX: &str = "varve_";
 const ID_DIGITS: usize = 17;
 const SECRET_BYTES: usize = 32;
 
-/// A key for hashes of secrets.
+/// A key for hashes of secrets, and for what is derived from it.
 #[derive(Clone)]
 pub(crate) struct HashKey(pub(super) [u8; 32]);
+
+impl Drop for HashKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 /// Shows nothing of it.
 impl fmt::Debug for HashKey {
@@ -27,6 +34,12 @@ impl fmt::Debug for HashKey {
 pub(crate) struct BearerToken {
     id: TokenId,
     secret: [u8; SECRET_BYTES],
+}
+
+impl Drop for BearerToken {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
 }
 
 impl BearerToken {

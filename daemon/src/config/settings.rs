@@ -58,7 +58,7 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
 }
 
 /// All settings. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 33] = [
+pub const SETTINGS: [Setting; 34] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     octal("socket_mode", "VARVE_SOCKET_MODE"),
     switch("socket_open_to_all", "VARVE_SOCKET_OPEN_TO_ALL"),

@@ -1,4 +1,4 @@
-//! `AccountService`: accounts and their tokens.
+//! `AccountService`: accounts, their tokens and their access keys.
 
 use tonic::{Request, Response, Status, async_trait};
 use varve_proto::v1::{self, account_service_server::AccountService};
@@ -111,6 +111,43 @@ impl AccountService for AccountCalls {
         let revoked = self.0.revoke_token(&caller, &request.token);
         calls::answer(revoked, |revoked| v1::RevokeTokenResponse {
             revoked: Some(convert::token(revoked)),
+        })
+        .await
+    }
+
+    async fn create_access_key(
+        &self,
+        request: Request<v1::CreateAccessKeyRequest>,
+    ) -> Result<Response<v1::CreateAccessKeyResponse>, Status> {
+        let (caller, request) = calls::opened(&self.0, request)?;
+        let made = self.0.create_access_key(&caller, &request.account);
+        calls::answer(made, |(access_key, secret)| v1::CreateAccessKeyResponse {
+            access_key: Some(convert::access_key(access_key)),
+            secret: secret.reveal(),
+        })
+        .await
+    }
+
+    async fn list_access_keys(
+        &self,
+        request: Request<v1::ListAccessKeysRequest>,
+    ) -> Result<Response<v1::ListAccessKeysResponse>, Status> {
+        let (caller, request) = calls::opened(&self.0, request)?;
+        let keys = self.0.list_access_keys(&caller, &request.account);
+        calls::answer(keys, |keys| v1::ListAccessKeysResponse {
+            access_keys: keys.into_iter().map(convert::access_key).collect(),
+        })
+        .await
+    }
+
+    async fn revoke_access_key(
+        &self,
+        request: Request<v1::RevokeAccessKeyRequest>,
+    ) -> Result<Response<v1::RevokeAccessKeyResponse>, Status> {
+        let (caller, request) = calls::opened(&self.0, request)?;
+        let revoked = self.0.revoke_access_key(&caller, &request.access_key);
+        calls::answer(revoked, |revoked| v1::RevokeAccessKeyResponse {
+            revoked: Some(convert::access_key(revoked)),
         })
         .await
     }

@@ -1,4 +1,4 @@
-//! Accounts and their tokens.
+//! Accounts, their tokens and their access keys.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,8 +6,8 @@ use std::{
 };
 
 use varve_store::{
-    AccountId, AccountRecord, AccountState, BlockPublicAccess, Error as StoreError, Identity,
-    Quota, Scopes, TokenId, TokenRecord, fill_random, now_ns,
+    AccessKeyId, AccountId, AccountRecord, AccountState, BlockPublicAccess, Error as StoreError,
+    Identity, Quota, Scopes, TokenId, TokenRecord, fill_random, now_ns,
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     request,
 };
 use crate::{
-    auth::{Action, Caller, Directory, Principal, Resource, done},
+    auth::{AccessKey, Action, Caller, Directory, Principal, Resource, SecretAccessKey, done},
     limits,
 };
 
@@ -191,7 +191,7 @@ impl Service {
         .await
     }
 
-    /// Deletes an account that owns nothing, and its tokens.
+    /// Deletes an account that owns nothing, with its tokens and its access keys.
     pub(crate) async fn delete_account(
         &self,
         caller: &Caller,
@@ -292,6 +292,74 @@ impl Service {
         self.change(call, &on, change, |attempt, revoked: &TokenRecord| {
             done!(attempt, id = %revoked.id, account = %revoked.account, "token revoked");
         })
+        .await
+    }
+
+    /// Makes an access key. Returns it with its secret.
+    pub(crate) async fn create_access_key(
+        &self,
+        caller: &Caller,
+        account: &str,
+    ) -> Result<(AccessKey, SecretAccessKey)> {
+        let on = [Resource::Account(account)];
+        let (accounts, sight) = (self.0.parts.accounts.clone(), self.sight(caller));
+        let account = account.to_owned();
+        let change = async move {
+            let account = sight.one_account(&account)?;
+            Ok(accounts.create_access_key(account).await?)
+        };
+        let call = (caller, Action::CreateAccessKey);
+        self.change(call, &on, change, |attempt, (made, _): &(AccessKey, _)| {
+            let AccessKey { record, .. } = made;
+            done!(attempt, id = %record.id, account = %record.account, "access key created");
+        })
+        .await
+    }
+
+    /// The access keys of an account, the oldest first.
+    pub(crate) async fn list_access_keys(
+        &self,
+        caller: &Caller,
+        account: &str,
+    ) -> Result<Vec<AccessKey>> {
+        let on = [Resource::Account(account)];
+        self.pass(caller, Action::ListAccessKeys, &on, async {
+            let account = self.sight(caller).one_account(account)?;
+            Ok(self.0.parts.accounts.access_keys_of(account).await?)
+        })
+        .await
+    }
+
+    /// Revokes an access key. Returns it as it was.
+    pub(crate) async fn revoke_access_key(
+        &self,
+        caller: &Caller,
+        access_key: &str,
+    ) -> Result<AccessKey> {
+        let id = access_key.parse::<AccessKeyId>();
+        // A text of another form may be a secret: no log has it, and no error.
+        let on = id.as_ref().ok().map(|_| Resource::AccessKey(access_key));
+        let (store, accounts) = (self.store().clone(), self.0.parts.accounts.clone());
+        let sight = self.sight(caller);
+        let change = async move {
+            let id = id.map_err(|error| Error::field("access_key", error.to_string()))?;
+            let found = accounts.access_key(id).await?;
+            // The access keys of others do not exist for it.
+            let found = found.filter(|it| sight.sees(it.record.account));
+            let found = found.ok_or_else(|| request::not_found("access key", &id.to_string()))?;
+            store.delete_access_key(id).await?;
+            Ok(found)
+        };
+        let call = (caller, Action::RevokeAccessKey);
+        self.change(
+            call,
+            on.as_slice(),
+            change,
+            |attempt, revoked: &AccessKey| {
+                let AccessKey { record, .. } = revoked;
+                done!(attempt, id = %record.id, account = %record.account, "access key revoked");
+            },
+        )
         .await
     }
 }

@@ -11,7 +11,7 @@ use super::{
     error::{Error, Result},
 };
 pub(crate) use crate::auth::audit::{Entry as AuditEntry, Page as AuditPage, Query as AuditQuery};
-use crate::auth::{Action, Caller, Changed, audit};
+use crate::auth::{AccessKey, Action, Caller, Changed, SecretAccessKey, audit};
 
 macro_rules! changed {
     ($($outcome:ty => |$it:ident| $ids:expr;)*) => {
@@ -38,6 +38,8 @@ changed! {
     TokenRecord => |it| vec![it.id.to_string()];
     // A token with its secret, which is nobody's business.
     (TokenRecord, String) => |it| vec![it.0.id.to_string()];
+    AccessKey => |it| vec![it.record.id.to_string()];
+    (AccessKey, SecretAccessKey) => |it| it.0.ids();
     // An aborted upload, and the name that its snapshot would have had.
     (String, String) => |it| vec![it.0.clone()];
     // The name of a remote.

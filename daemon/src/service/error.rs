@@ -4,7 +4,7 @@ use varve_store::Error as StoreError;
 
 use crate::{
     auth::{
-        Closed, CreateTokenError, Denied, TokenError,
+        Closed, CredentialError, Denied, TokenError,
         audit::{AuditError, ReadError},
         key::KeyError,
     },
@@ -55,7 +55,7 @@ pub(crate) enum Error {
     /// A token is not taken.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The key of the tokens cannot be made or used.
+    /// The key of tokens and access keys cannot be made or used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The limit on work under way is reached.
@@ -158,11 +158,12 @@ impl From<Closed> for Error {
     }
 }
 
-impl From<CreateTokenError> for Error {
-    fn from(error: CreateTokenError) -> Self {
+impl From<CredentialError> for Error {
+    fn from(error: CredentialError) -> Self {
         match error {
-            CreateTokenError::Store(error) => error.into(),
-            CreateTokenError::Key(error) => error.into(),
+            CredentialError::Store(error) => error.into(),
+            CredentialError::Key(error) => error.into(),
+            error @ CredentialError::Seal { .. } => StoreError::Internal(error.to_string()).into(),
         }
     }
 }

@@ -14,7 +14,7 @@
 //! | [`replication`] | nodes and chunks for another store that copies a snapshot |
 //! | [`copies`] | snapshots copied from other stores |
 //! | [`remotes`] | other daemons that have names here |
-//! | [`accounts`] | accounts and tokens |
+//! | [`accounts`] | accounts, tokens and access keys |
 //! | [`gc`] | garbage collection, and what snapshots and volumes take |
 //! | [`exports`] | snapshots and volumes as block devices |
 //! | [`status`] | the daemon itself |

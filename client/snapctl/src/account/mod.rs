@@ -1,5 +1,6 @@
 //! `snapctl account` and `snapctl whoami`.
 
+mod access_key;
 mod quota;
 mod token;
 
@@ -46,7 +47,7 @@ pub(crate) enum Accounts {
         /// Id, name or alias
         account: String,
     },
-    /// Delete an account that owns nothing, and its tokens
+    /// Delete an account that owns nothing, with its tokens and access keys
     #[command(visible_alias = "rm")]
     Delete {
         /// Id, name or alias
@@ -57,6 +58,9 @@ pub(crate) enum Accounts {
     /// Create, list and revoke tokens, which act for an account
     #[command(subcommand)]
     Token(token::Tokens),
+    /// Create, list and revoke access keys, which sign requests for an account
+    #[command(subcommand)]
+    AccessKey(access_key::AccessKeys),
 }
 
 /// Arguments of `account create`.
@@ -185,6 +189,7 @@ impl Accounts {
             // These check their arguments before they connect.
             Self::Give(give) => give.run(options).await,
             Self::Token(tokens) => tokens.run(options).await,
+            Self::AccessKey(keys) => keys.run(options).await,
             Self::Create(create) => {
                 let client = options.connect().await?;
                 show(&client.create_account(create.into()).await?, options)

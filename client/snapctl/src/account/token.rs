@@ -12,7 +12,7 @@ use crate::{
     age::parse_age,
     exit::Failure,
     output::{self, Output},
-    token_file::NewTokenFile,
+    token_file::NewSecretFile,
 };
 
 /// Commands of `account token`.
@@ -160,7 +160,7 @@ impl Tokens {
 impl Create {
     async fn run(self, options: &Options) -> Result<(), Failure> {
         // First, so that no token is made for which there is no place.
-        let file = self.output_file.map(NewTokenFile::create).transpose()?;
+        let file = self.output_file.map(NewSecretFile::create).transpose()?;
         let client = options.connect().await?;
         let new = NewToken {
             account: self.account,
@@ -194,11 +194,11 @@ impl Create {
 /// Writes the secret to the file, or else to standard output.
 fn hand_over(
     created: &CreatedToken,
-    file: Option<NewTokenFile>,
+    file: Option<NewSecretFile>,
     options: &Options,
 ) -> Result<(), Failure> {
     if let Some(file) = file {
-        return Ok(file.write(&created.secret)?);
+        return Ok(file.write(created.secret.expose())?);
     }
     let secret = created.secret.expose();
     match options.output {

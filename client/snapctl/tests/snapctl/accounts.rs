@@ -255,6 +255,98 @@ fn a_token_goes_to_a_new_file_of_its_owner() {
 }
 
 #[test]
+fn an_access_key_is_shown_once() {
+    let daemon = FakeDaemon::start(Manners::default());
+    succeed(&daemon, &["account", "create", "web"]);
+    let secret = format!("{:/>40}", "5ec2e7");
+    let (code, stdout, stderr) = run(&daemon, &words("account access-key create web"));
+    assert_eq!(code, 0, "{stderr}");
+    let credentials = format!(
+        "[default]\naws_access_key_id = AKIA222222222222222A\naws_secret_access_key = {secret}\n"
+    );
+    assert_eq!(stdout, credentials);
+    assert_eq!(
+        stderr,
+        "snapctl: access key AKIA222222222222222A of account 000000000001; its secret is not shown \
+         again\n"
+    );
+    assert_eq!(
+        in_json(&daemon, "account access-key create web"),
+        json!({
+            "access_key_id": "AKIA222222222222222B",
+            "account": "000000000001",
+            "created_at": "2023-11-14T22:13:20Z",
+            "usable": true,
+            "secret_access_key": secret,
+        })
+    );
+    let third = words("account access-key create web");
+    let (code, stdout, stderr) = run(&daemon, &third);
+    assert_eq!((code, &*stdout), (8, ""), "{stderr}");
+
+    let key = daemon.state().accounts.access_keys.pop_last();
+    let (id, key) = key.unwrap();
+    let key = v1::AccessKey {
+        is_usable: false,
+        ..key
+    };
+    daemon.state().accounts.access_keys.insert(id, key);
+    assert_eq!(
+        succeed(&daemon, &words("account access-key list web")),
+        "ID                    USABLE  CREATED\n\
+         AKIA222222222222222A  yes     2023-11-14T22:13:20Z\n\
+         AKIA222222222222222B  no      2023-11-14T22:13:20Z\n"
+    );
+    let list = in_json(&daemon, "account access-key ls web");
+    assert_eq!(list["access_keys"][1]["usable"], json!(false));
+    assert!(!list.to_string().contains("5ec2e7"), "{list}");
+    // The caller's own account.
+    assert_eq!(
+        succeed(&daemon, &words("account access-key list")),
+        "no access keys\n"
+    );
+    assert_eq!(
+        succeed(
+            &daemon,
+            &words("account access-key revoke AKIA222222222222222A")
+        ),
+        "revoked AKIA222222222222222A of account 000000000001\n"
+    );
+    // A secret in place of an id is not repeated.
+    let (code, _, stderr) = run(&daemon, &["account", "access-key", "revoke", &secret]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains("AKIA...") && !stderr.contains("5ec2e7"),
+        "{stderr}"
+    );
+
+    let create = "account access-key create --output-file keys --quiet";
+    assert_eq!(succeed(&daemon, &words(create)), "");
+    let file = daemon.path("keys");
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(written.ends_with(&format!("aws_secret_access_key = {secret}\n")));
+    let before = daemon.state().accounts.access_keys.len();
+    assert_eq!(run(&daemon, &words(create)).0, 4, "the file is there");
+    assert_eq!(daemon.state().accounts.access_keys.len(), before);
+    let json = in_json(&daemon, "account access-key create --output-file more");
+    assert_eq!(json["secret_access_key"], Value::Null);
+    // An access key that nobody has got is revoked.
+    daemon.state().accounts.access_keys.clear();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = snapctl(&daemon, &words("account access-key create"))
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    let (code, _, stderr) = finished(output);
+    assert_eq!(code, 7, "{stderr}");
+    assert_eq!(daemon.state().accounts.access_keys.len(), 0, "{stderr}");
+}
+
+#[test]
 fn snapshots_and_volumes_are_given_away() {
     let daemon = FakeDaemon::start(Manners::default());
     disk(&daemon);

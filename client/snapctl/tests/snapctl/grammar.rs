@@ -130,6 +130,7 @@ fn help_is_as_wide_as_the_terminal_and_no_wider_than_is_read_easily() {
         "remote create",
         "account create",
         "account token create",
+        "account access-key create",
         "device map",
         "status",
     ] {

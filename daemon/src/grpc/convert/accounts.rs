@@ -1,4 +1,4 @@
-//! Accounts and tokens.
+//! Accounts, tokens and access keys.
 
 use std::time::Duration;
 
@@ -8,8 +8,12 @@ use varve_store::{
 };
 
 use super::{timestamp, unix_ns};
-use crate::service::{
-    AccountChange, AuditEntry, AuditPage, AuditQuery, Error, NewAccount, NewToken, Result, WhoAmI,
+use crate::{
+    auth::AccessKey,
+    service::{
+        AccountChange, AuditEntry, AuditPage, AuditQuery, Error, NewAccount, NewToken, Result,
+        WhoAmI,
+    },
 };
 
 /// Each scope of the protocol, and the service's.
@@ -165,6 +169,16 @@ pub(in crate::grpc) fn token(record: TokenRecord) -> v1::Token {
         created_at: Some(timestamp(record.created_at_ns)),
         expires_at: record.expires_at_ns.map(timestamp),
         last_used_at: record.last_used_at_ns.map(timestamp),
+    }
+}
+
+pub(in crate::grpc) fn access_key(access_key: AccessKey) -> v1::AccessKey {
+    let AccessKey { record, is_usable } = access_key;
+    v1::AccessKey {
+        id: record.id.to_string(),
+        account: record.account.to_string(),
+        created_at: Some(timestamp(record.created_at_ns)),
+        is_usable,
     }
 }
 

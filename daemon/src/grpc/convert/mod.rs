@@ -1,7 +1,7 @@
 //! Every conversion between the protocol and the service's types.
 //!
 //! - `records`: snapshots, volumes, copies, remotes, status.
-//! - `accounts`: accounts and tokens.
+//! - `accounts`: accounts, tokens and access keys.
 //! - `gc`: collections, and what snapshots and volumes take.
 //! - `content`: uploads, downloads, ranges, chunks, leaves, nodes.
 //!
@@ -19,7 +19,8 @@ use varve_content::{ChunkId, RootId};
 
 pub(super) use self::{
     accounts::{
-        account, account_change, audit_page, audit_query, new_account, new_token, token, who_am_i,
+        access_key, account, account_change, audit_page, audit_query, new_account, new_token,
+        token, who_am_i,
     },
     content::{
         chunk_ids, chunk_message, chunk_request, diff_extent, download_part, incoming_leaf,
