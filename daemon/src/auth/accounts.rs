@@ -99,7 +99,8 @@ impl Accounts {
         let broken: Vec<_> = keys.iter().filter_map(broken).collect();
         if let Some((first, error)) = broken.first() {
             let count = broken.len();
-            error!(%error, %first, count, "access keys cannot be used: put auth.key back, or revoke them");
+            let remedy = "put auth.key back, or revoke them";
+            error!(%error, %first, count, "access keys cannot be used: {remedy}");
         }
         Ok(())
     }

@@ -380,8 +380,8 @@ impl Directory {
                 .certificate()
                 .map_or_else(|| "unknown".to_owned(), |it| format!("cert:{it}")),
         };
-        // A key shows that a token or an access key was made once, even if a rebuild has lost it and
-        // all accounts.
+        // A key shows that a token or an access key was made once, even if a rebuild has lost it
+        // and all accounts.
         let has_key = table.key.is_some() || table.has_lost_key;
         let is_alone = table.has_only_administrator && !has_key && !table.is_stale;
         is_alone.then(|| of(&administrator, identity(), Scopes::ALL))?
