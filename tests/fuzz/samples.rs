@@ -105,8 +105,6 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .encode(),
             ),
         ],
-        "account-record" | "token-record" | "account-identity" | "access-key-record"
-        | "access-key-id" => accounts::of(decoder),
         "remote-record" => vec![
             ("plain", remote(false).encode()),
             ("files", remote(true).encode()),
@@ -198,7 +196,7 @@ pub(super) fn of(decoder: &str) -> Samples {
                 [&(1_u64 << 40).to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 2]].concat(),
             ),
         ],
-        other => panic!("no samples for {other}"),
+        other => accounts::of(other),
     }
 }
 
