@@ -7,6 +7,8 @@ use std::future::Future;
 
 use bytes::Bytes;
 
+use crate::names::without_tickets;
+
 /// The properties of an export that a client learns before it opens it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ExportInfo {
@@ -198,13 +200,23 @@ pub struct ChangedExtent {
     pub changed: bool,
 }
 
+impl ExportError {
+    /// The error for a name that a client requests and that is none here.
+    #[must_use]
+    pub fn not_found(name: &str) -> Self {
+        Self::NotFound {
+            name: without_tickets(name).into_owned(),
+        }
+    }
+}
+
 /// The error of an export. Its kinds stand for different answers to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// There is no export with that name.
     #[error("there is no export named {name:?}; the option LIST lists the exports")]
     NotFound {
-        /// The requested name.
+        /// The requested name, without the secret of a ticket.
         name: String,
     },
     /// The range has damaged bytes, from `offset` of the export on. Other bytes may be intact.

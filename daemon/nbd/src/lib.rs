@@ -16,7 +16,8 @@
 //! - [`wire`]: every message as bytes; pure, no IO. The only file that knows a magic number.
 //! - [`limits`]: the bounds of one connection, and of all together.
 //! - [`export`]: the interface to the store: a directory of exports, and one export.
-//! - [`ExportName`]: the names of exports. [`ServerUri`]: their addresses, as URIs.
+//! - [`ExportName`]: the names of exports, and the tickets in them. [`ServerUri`]: their addresses,
+//!   as URIs.
 //! - `handshake`: fixed newstyle option haggling; ends in an opened export and the agreed terms.
 //! - `transmission`: requests in, replies out, many at a time and in any order.
 //! - `inbox`, `budget`: the received bytes of a connection, and its memory.
@@ -47,5 +48,5 @@ pub mod wire;
 pub mod testing;
 
 pub use export::{Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
-pub use names::ExportName;
+pub use names::{ExportName, TICKET_PREFIX, split_ticket, without_tickets};
 pub use uri::{ServerUri, UriError};

@@ -302,9 +302,7 @@ impl Exports for MemoryExports {
 
     async fn open(&self, name: &str) -> Result<Arc<MemoryExport>, ExportError> {
         let found = self.0.iter().find(|export| export.info.name == name);
-        found.cloned().ok_or_else(|| ExportError::NotFound {
-            name: name.to_owned(),
-        })
+        found.cloned().ok_or_else(|| ExportError::not_found(name))
     }
 }
 

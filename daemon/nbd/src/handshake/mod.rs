@@ -533,11 +533,11 @@ where
         if let Some(opened) = self.opened.take_if(|opened| opened.name == name) {
             return Ok(opened);
         }
-        let name = name.to_owned();
         if name.is_empty() {
             // The protocol's "default export", which does not exist here.
-            return Err(ExportError::NotFound { name });
+            return Err(ExportError::not_found(name));
         }
+        let name = name.to_owned();
         let opened = self.desk.exports.open(&name);
         let export = self.desk.deadline.asking(opened).await?;
         Ok(Opened { name, export })
