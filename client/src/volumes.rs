@@ -1,6 +1,6 @@
 //! The volumes of a store: create, list, tag, resize, attach, detach, delete.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, fmt, time::SystemTime};
 
 use futures::Stream;
 use varve_content::tree::RootId;
@@ -116,14 +116,26 @@ pub struct VolumeFilter {
 }
 
 /// An attached volume, and the addresses of its export.
-#[derive(Clone, Debug, Eq, PartialEq)]
+///
+/// With a ticket, the name of the export and the addresses are secrets. `Debug` leaves them out.
+#[derive(Clone, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Attachment {
     /// The volume; `attachments` is the number of this attachment.
     pub volume: Volume,
+    /// The name of the export.
+    pub export: String,
     /// NBD URIs with the export's name: over the daemon's unix socket first, and over TCP if it
     /// listens there.
     pub nbd_uris: Vec<String>,
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment")
+            .field("volume", &self.volume)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -315,10 +327,27 @@ impl Client {
     /// [`ErrorKind::NotFound`] if there is no such volume, [`ErrorKind::Conflict`] if it is
     /// attached already and `force` is not set; errors of the connection.
     pub async fn attach_volume(&self, volume: &str, force: bool) -> Result<Attachment> {
+        self.attach(volume, force, false).await
+    }
+
+    /// Attaches a volume as [`attach_volume`](Self::attach_volume) does, and returns the addresses
+    /// of its export with an attach ticket. Whoever has them reads and writes the volume, and does
+    /// nothing else, until it is detached. The answer is the only place where they are shown.
+    ///
+    /// # Errors
+    ///
+    /// As for [`attach_volume`](Self::attach_volume), and [`ErrorKind::Conflict`] if the daemon has
+    /// no accounts. After a lost connection the volume may be attached; nobody has its ticket.
+    pub async fn attach_volume_with_ticket(&self, volume: &str, force: bool) -> Result<Attachment> {
+        self.attach(volume, force, true).await
+    }
+
+    async fn attach(&self, volume: &str, force: bool, with_ticket: bool) -> Result<Attachment> {
         let what = format!("attach volume {volume}");
         let request = v1::AttachVolumeRequest {
             volume: volume.to_owned(),
             force,
+            with_ticket,
         };
         // Not repeated: a second run would be refused because of the first.
         let attached = self
@@ -329,6 +358,7 @@ impl Client {
             .into_inner();
         Ok(Attachment {
             volume: Volume::from_proto(&what, attached.volume)?,
+            export: attached.export,
             nbd_uris: attached.nbd_uris,
         })
     }

@@ -200,8 +200,12 @@ impl VolumeService for Service {
             volume.attachments += 1;
             Ok(())
         })?;
-        let name = &attached.name;
+        let name = match request.with_ticket {
+            true => format!("{}@{}:varve_ticket_0a1b", attached.id, attached.attachments),
+            false => attached.name.clone(),
+        };
         Ok(Response::new(v1::AttachVolumeResponse {
+            export: format!("volume/{name}"),
             nbd_uris: vec![
                 format!("nbd+unix:///volume/{name}?socket=/data/nbd.sock"),
                 format!("nbd://127.0.0.1:10809/volume/{name}"),

@@ -61,8 +61,13 @@ async fn a_volume_is_made_attached_tagged_and_deleted() {
     ] {
         assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
     }
-    let taken = client.attach_volume("db", true).await.unwrap();
+    assert_eq!(attached.export, "volume/db");
+    let taken = client.attach_volume_with_ticket("db", true).await.unwrap();
     assert_eq!(taken.volume.attachments, 2);
+    let secret = "varve_ticket_0a1b";
+    assert!(taken.export.ends_with(&format!("@2:{secret}")));
+    assert!(taken.nbd_uris.iter().all(|uri| uri.contains(secret)));
+    assert!(!format!("{taken:?}").contains(secret));
     let detached = client.detach_volume("db").await.unwrap();
     assert_eq!(detached.attached_at, None);
     assert_eq!(client.volume("db").await.unwrap(), detached);

@@ -10,7 +10,7 @@ use tracing::{error, warn};
 use varve_store::{AccessKeyId, AccessKeyRecord, AccountId, Scopes, Store, TokenRecord, now_ns};
 
 use super::{
-    Directory,
+    Directory, TicketError,
     access_key::{SealError, Sealer, SecretAccessKey},
     key::{self, KeyError},
     token::{BearerToken, HashKey},
@@ -44,9 +44,11 @@ pub(crate) struct AccessKey {
     pub(crate) is_usable: bool,
 }
 
-/// Why a token or an access key cannot be made.
+/// Why a token, an access key or a ticket cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CredentialError {
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
     #[error(transparent)]
     Store(#[from] varve_store::Error),
     #[error(transparent)]
@@ -258,6 +260,23 @@ impl Accounts {
 
     fn sealer(&self) -> Option<Sealer> {
         self.0.directory.key().as_ref().map(Sealer::new)
+    }
+
+    /// The key of tickets, made if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// There are no accounts: with the key, the daemon would know only root and its own user. The
+    /// key cannot be made.
+    pub(crate) async fn ticket_key(&self) -> Result<HashKey, CredentialError> {
+        let _changing = self.0.changing.lock().await;
+        if self.0.directory.is_open_to_all() {
+            return Err(TicketError::NoAccounts.into());
+        }
+        match self.0.directory.key() {
+            Some(key) => Ok(key),
+            None => self.make_key().await,
+        }
     }
 
     /// The key, made if it is not there.

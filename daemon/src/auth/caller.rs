@@ -39,6 +39,8 @@ impl fmt::Display for Face {
 pub struct Caller {
     face: Face,
     peer: Peer,
+    /// The connection has TLS.
+    is_tls: bool,
     /// The subject of the certificate that the peer showed.
     certificate: Option<Arc<str>>,
     /// The token of the call. Its secret was checked.
@@ -59,6 +61,7 @@ impl Caller {
         Self {
             face,
             peer,
+            is_tls: false,
             certificate: None,
             token: None,
             principal: None,
@@ -66,10 +69,11 @@ impl Caller {
         }
     }
 
-    /// The same with the subject of the certificate that its peer showed.
+    /// The same over TLS, with the subject of the certificate that its peer showed.
     #[must_use]
-    pub fn with_certificate(self, subject: Option<Arc<str>>) -> Self {
+    pub fn over_tls(self, subject: Option<Arc<str>>) -> Self {
         Self {
+            is_tls: true,
             certificate: subject,
             ..self
         }
@@ -91,6 +95,13 @@ impl Caller {
         self
     }
 
+    /// The same for one operation, as the bearer of an attach ticket.
+    #[must_use]
+    pub(crate) fn bearing(mut self, principal: Principal) -> Self {
+        self.principal = Some(Some(principal));
+        self
+    }
+
     /// Whom it acts for, if that was looked up.
     pub(super) const fn principal(&self) -> Option<&Option<Principal>> {
         self.principal.as_ref()
@@ -102,6 +113,11 @@ impl Caller {
 
     pub(crate) const fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Returns true if others can read what it sends.
+    pub(crate) fn is_overheard(&self) -> bool {
+        !self.is_tls && self.peer.is_on_a_network()
     }
 
     pub(crate) fn certificate(&self) -> Option<&str> {
@@ -157,6 +173,10 @@ mod tests {
         assert!(remote.to_string().starts_with("nbd:"), "{remote}");
         assert!(remote.to_string().ends_with(":tcp:192.0.2.1:4"), "{remote}");
         assert!(local.holder().is_local && !remote.holder().is_local);
+        assert!(remote.is_overheard() && !local.is_overheard());
+        assert!(!remote.clone().over_tls(None).is_overheard());
+        let loopback = Caller::new(Face::Nbd, Peer::Tcp("127.0.0.1:4".parse().unwrap()));
+        assert!(!loopback.is_overheard());
         assert_ne!(remote.holder().number, number, "callers share with nobody");
     }
 }

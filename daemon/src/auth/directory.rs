@@ -16,11 +16,12 @@ use std::{
 
 use parking_lot::RwLock;
 use varve_store::{
-    AccountId, AccountRecord, Identity, Scopes, SecretHash, TokenId, TokenRecord, now_ns,
+    AccountId, AccountRecord, Identity, Scopes, SecretHash, TokenId, TokenRecord, VolumeId,
+    VolumeRecord, now_ns,
 };
 
 use super::{
-    Caller,
+    Action, Attachment, Caller, Ticket,
     token::{BearerToken, HashKey},
 };
 use crate::net::peer::Peer;
@@ -29,10 +30,12 @@ use crate::net::peer::Peer;
 #[derive(Debug, Clone)]
 pub(crate) struct Principal {
     pub(crate) account: Arc<AccountRecord>,
-    /// How the caller is known: `uid:1000`, `cert:CN=backup`, the id of a token.
+    /// How the caller is known: `uid:1000`, `cert:CN=backup`, the id of a token, `ticket`.
     pub(crate) identity: String,
     /// What its token may be used for.
     pub(crate) scopes: Scopes,
+    /// The only operation that it may do: it has an attach ticket.
+    pub(super) only: Option<Action>,
 }
 
 impl Principal {
@@ -123,6 +126,13 @@ impl Clock {
 }
 
 impl Table {
+    fn is_open_to_all(&self) -> bool {
+        // A key shows that a token, an access key or a ticket was made once, even if a rebuild has
+        // lost all of them and all accounts.
+        let has_key = self.key.is_some() || self.has_lost_key;
+        self.has_only_administrator && !has_key && !self.is_stale
+    }
+
     fn identified(&self, identity: &Identity) -> Option<&AccountId> {
         let id = self.identities.get(identity);
         id.filter(|_| !self.is_stale)
@@ -342,6 +352,7 @@ impl Directory {
                 account: Arc::clone(account),
                 identity,
                 scopes,
+                only: None,
             })
         };
         if let Some(id) = caller.token() {
@@ -380,11 +391,44 @@ impl Directory {
                 .certificate()
                 .map_or_else(|| "unknown".to_owned(), |it| format!("cert:{it}")),
         };
-        // A key shows that a token or an access key was made once, even if a rebuild has lost it
-        // and all accounts.
-        let has_key = table.key.is_some() || table.has_lost_key;
-        let is_alone = table.has_only_administrator && !has_key && !table.is_stale;
-        is_alone.then(|| of(&administrator, identity(), Scopes::ALL))?
+        table
+            .is_open_to_all()
+            .then(|| of(&administrator, identity(), Scopes::ALL))?
+    }
+
+    /// Returns true if everybody who may connect is the administrator.
+    pub(super) fn is_open_to_all(&self) -> bool {
+        self.0.table.read().is_open_to_all()
+    }
+
+    /// Whom the bearer of a ticket acts for: the owner of the volume, to open its export. `None`:
+    /// it is not the ticket of this attachment, or the attachment does not last.
+    ///
+    /// `record` is that of the volume, if there is one.
+    pub(crate) fn bearer(
+        &self,
+        ticket: &str,
+        (volume, number): (VolumeId, u64),
+        record: Option<&VolumeRecord>,
+    ) -> Option<Principal> {
+        let since_ns = record.and_then(|record| record.attached_at_ns);
+        let attachment = Attachment {
+            volume,
+            number,
+            since_ns: since_ns.unwrap_or_default(),
+        };
+        let table = self.0.table.read();
+        let key = table.key.as_ref().filter(|_| !table.is_stale)?;
+        // Also if there is no such attachment: the answer takes as long.
+        let is_right = Ticket::parse(ticket)?.is_of(key, attachment);
+        let record = record.filter(|record| is_right && record.attachments == number)?;
+        since_ns?;
+        Some(Principal {
+            account: Arc::clone(table.accounts.get(&record.owner)?),
+            identity: "ticket".to_owned(),
+            scopes: Scopes::VOLUMES,
+            only: Some(Action::OpenVolumeExport),
+        })
     }
 
     /// Tokens whose records are behind: whether they have expired, and when they were used, if that

@@ -17,6 +17,7 @@ use std::{
 };
 
 use tracing::{debug, warn};
+use varve_nbd::without_tickets;
 use varve_store::AccountId;
 
 use super::{
@@ -148,11 +149,12 @@ impl fmt::Display for Resource<'_> {
             Self::Token(key) => ("token", key),
             Self::AccessKey(key) => ("access key", key),
         };
-        // Callers may send any text as a key.
+        // Callers may send any text as a key, also the name of an export with its ticket.
         let (shown, more) = match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {
             Some((end, _)) => (key.get(..end).unwrap_or_default(), "..."),
             None => (*key, ""),
         };
+        let shown = without_tickets(shown);
         let is_plain = |c: char| c.is_alphanumeric() || "-_./:@".contains(c);
         if shown.chars().all(is_plain) {
             write!(f, "{kind} {shown}{more}")
@@ -310,6 +312,19 @@ impl Attempt {
         }
     }
 
+    /// Refuses an operation whose caller shows a secret for it that is not taken.
+    pub(crate) fn refuse(
+        door: &Door,
+        caller: &Caller,
+        action: Action,
+        on: &[Resource<'_>],
+        error: &impl Classified,
+    ) {
+        let mut attempt = Self::new(caller, action, on);
+        attempt.audit.clone_from(&door.audit);
+        attempt.fail(error);
+    }
+
     fn permit(&self, principal: Option<&Principal>) -> Result<(), Closed> {
         permit(principal, self.action)?;
         let must_be_told = is_change(self.action) && !is_relief(self.action);
@@ -421,7 +436,9 @@ impl Attempt {
     /// Ends it with an error.
     pub(crate) fn fail(mut self, error: &impl Classified) {
         self.state = State::Ended;
+        // An error may repeat a text of the caller.
         let (kind, text) = (error.kind(), error.to_string());
+        let text = without_tickets(&text);
         self.failed(kind, &text);
         let is_refusal = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated].contains(&kind);
         let audit = self.audit.as_ref();
@@ -540,6 +557,8 @@ mod tests {
         let shown = Listed(&on).to_string();
         let cut = "ü".repeat(limits::QUOTED_CHARS_MAX);
         assert_eq!(shown, format!("snapshot web, volume {cut}..."));
+        let secret = Resource::Volume("volume/vol-1@7:varve_ticket_0123");
+        assert_eq!(secret.to_string(), "volume volume/vol-1@7:varve_ticket_...");
         assert_eq!(Listed(&[]).to_string(), "");
     }
 

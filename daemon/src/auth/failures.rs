@@ -1,4 +1,4 @@
-//! Slows down who shows wrong tokens: each wrong token of a source delays its answer longer.
+//! Slows down who shows wrong tokens or tickets: each one of a source delays its answer longer.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 /// A source that has shown no wrong token for this long begins anew.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// Wrong tokens by source: a host, a network of 64 bits, or a user of this machine.
+/// Wrong tokens or tickets by source: a host, a network of 64 bits, or a user of this machine.
 #[derive(Debug, Default)]
 pub(crate) struct Failures(Mutex<HashMap<PeerKey, Failed>>);
 

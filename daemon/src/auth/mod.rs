@@ -7,8 +7,9 @@
 //! - `door`: operations, their targets, and the attempt that the policy permits.
 //! - `audit`: the log of changes and refusals.
 //! - `token`, `access_key`: credentials as texts, and what the store keeps of their secrets.
-//! - `key`: the key of both.
-//! - `failures`: slows down who shows wrong tokens.
+//! - `ticket`: attach tickets, which open one volume over NBD.
+//! - `key`: the key of all of them.
+//! - `failures`: slows down who shows wrong tokens or tickets.
 //!
 //! Sockets and TLS decide who may connect, see [`net`](crate::net).
 
@@ -21,6 +22,7 @@ mod door;
 mod failures;
 pub(crate) mod key;
 mod policy;
+mod ticket;
 mod token;
 
 pub(crate) use access_key::SecretAccessKey;
@@ -30,3 +32,4 @@ pub(crate) use directory::{Directory, Principal, TokenError};
 pub(crate) use door::{Action, Attempt, Changed, Closed, Door, Resource, done};
 pub(crate) use failures::Failures;
 pub(crate) use policy::Denied;
+pub(crate) use ticket::{Attachment, Ticket, TicketError};

@@ -158,6 +158,12 @@ pub(crate) enum Denied {
         /// The name of the account.
         account: String,
     },
+    /// An attach ticket is for one operation.
+    #[error("an attach ticket does not allow {action}")]
+    Ticket {
+        /// The operation.
+        action: &'static str,
+    },
     /// The token has not the scope.
     #[error("the scopes of the token do not allow {action}")]
     Scope {
@@ -202,7 +208,11 @@ pub(crate) fn permit(principal: Option<&Principal>, action: Action) -> Result<()
         return Err(Denied::Nobody);
     };
     let account = || principal.account.name.clone();
+    let is_other = principal.only.is_some_and(|only| only != action);
     let action = action.name();
+    if is_other {
+        return Err(Denied::Ticket { action });
+    }
     match principal.account.state {
         AccountState::Disabled => return Err(Denied::Disabled { account: account() }),
         AccountState::ReadOnly if right != Right::Read => {
@@ -234,6 +244,7 @@ impl Classified for Denied {
             Self::Disabled { .. }
             | Self::ReadOnly { .. }
             | Self::Administrator { .. }
+            | Self::Ticket { .. }
             | Self::Scope { .. } => ErrorKind::PermissionDenied,
         }
     }

@@ -11,7 +11,7 @@ use zeroize::Zeroize as _;
 /// The beginning of every token. Scanners for leaked secrets find tokens by it.
 const PREFIX: &str = "varve_";
 const ID_DIGITS: usize = 17;
-const SECRET_BYTES: usize = 32;
+pub(super) const SECRET_BYTES: usize = 32;
 
 /// A key for hashes of secrets, and for what is derived from it.
 #[derive(Clone)]
@@ -61,15 +61,7 @@ impl BearerToken {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let rest = text.strip_prefix(PREFIX)?;
         let (id, rest) = rest.split_at_checked(ID_DIGITS)?;
-        let digits = rest.strip_prefix('_')?.as_bytes();
-        let mut secret = [0; SECRET_BYTES];
-        let (pairs, odd) = digits.as_chunks::<2>();
-        if pairs.len() != SECRET_BYTES || !odd.is_empty() {
-            return None;
-        }
-        for (byte, [high, low]) in secret.iter_mut().zip(pairs) {
-            *byte = digit(*high)? << 4 | digit(*low)?;
-        }
+        let secret = of_digits(rest.strip_prefix('_')?)?;
         let id = format!("tok-{id}").parse().ok()?;
         Some(Self { id, secret })
     }
@@ -93,8 +85,7 @@ impl BearerToken {
     pub(crate) fn reveal(&self) -> String {
         let id = self.id.to_string();
         let id = id.strip_prefix("tok-").unwrap_or(&id);
-        let secret: String = self.secret.iter().map(|it| format!("{it:02x}")).collect();
-        format!("{PREFIX}{id}_{secret}")
+        format!("{PREFIX}{id}_{}", digits(&self.secret))
     }
 }
 
@@ -105,7 +96,25 @@ impl fmt::Debug for BearerToken {
     }
 }
 
-/// The value of a digit as [`BearerToken::reveal`] writes it.
+/// A secret as digits.
+pub(super) fn digits(secret: &[u8; SECRET_BYTES]) -> String {
+    secret.iter().map(|it| format!("{it:02x}")).collect()
+}
+
+/// The secret with these digits, as [`digits`] writes them.
+pub(super) fn of_digits(digits: &str) -> Option<[u8; SECRET_BYTES]> {
+    let mut secret = [0; SECRET_BYTES];
+    let (pairs, odd) = digits.as_bytes().as_chunks::<2>();
+    if pairs.len() != SECRET_BYTES || !odd.is_empty() {
+        return None;
+    }
+    for (byte, [high, low]) in secret.iter_mut().zip(pairs) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(secret)
+}
+
+/// The value of a digit as [`digits`] writes it.
 const fn digit(byte: u8) -> Option<u8> {
     match byte {
         b'0'..=b'9' => Some(byte - b'0'),

@@ -5,6 +5,7 @@
 //! | `snapshot/<name or id>` | a snapshot |
 //! | `volume/<name or id>` | a volume, while it is attached |
 //! | `volume/<id>@<number>` | the same, as long as it is this attachment |
+//! | `volume/<id>@<number>:<ticket>` | the same, for whoever has the ticket |
 //!
 //! Like the services of gRPC, this is a face of [`service`](crate::service): it opens every export
 //! for a caller, through the one door.
@@ -16,12 +17,13 @@ mod volumes;
 use bytes::Bytes;
 use varve_nbd::{
     ChangedExtent, Export, ExportError, ExportInfo, ExportName, Exports, Extent, Piece,
+    split_ticket,
 };
 use varve_store::Error as StoreError;
 
 use self::{snapshots::SnapshotExport, volumes::VolumeExport};
 use crate::{
-    auth::Caller,
+    auth::{Caller, TicketError},
     service::{Error, Service},
 };
 
@@ -94,12 +96,13 @@ impl Exports for CallerExports {
                 Ok(StoreExport::Snapshot(opened))
             }
             Some(ExportName::Volume(key)) => {
-                let opened = self.open_volume(name, key).await?;
+                let opened = match split_ticket(key) {
+                    Some((key, ticket)) => self.open_by_ticket(name, key, ticket).await?,
+                    None => self.open_volume(name, key).await?,
+                };
                 Ok(StoreExport::Volume(opened))
             }
-            None => Err(ExportError::NotFound {
-                name: name.to_owned(),
-            }),
+            None => Err(ExportError::not_found(name)),
         }
     }
 }
@@ -202,12 +205,10 @@ fn extents(extents: &[varve_store::Extent]) -> Vec<Extent> {
 fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
     match error {
         Error::Store(error) => refuse_store(error, name, offset),
-        // A name that cannot be.
-        Error::Field { .. } => ExportError::NotFound {
-            name: name.to_owned(),
-        },
-        Error::Denied(denied) => ExportError::Denied {
-            message: denied.to_string(),
+        // A name that cannot be, or a ticket that is not that of an export.
+        Error::Field { .. } | Error::Ticket(TicketError::Invalid) => ExportError::not_found(name),
+        Error::Denied(_) | Error::Ticket(_) => ExportError::Denied {
+            message: error.to_string(),
         },
         Error::Detached => ExportError::Detached {
             message: error.to_string(),
@@ -220,9 +221,7 @@ fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
 
 fn refuse_store(error: StoreError, name: &str, offset: u64) -> ExportError {
     match error {
-        StoreError::NotFound { .. } => ExportError::NotFound {
-            name: name.to_owned(),
-        },
+        StoreError::NotFound { .. } => ExportError::not_found(name),
         StoreError::Damaged(damage) => ExportError::Damaged {
             offset,
             message: damage.to_string(),

@@ -12,16 +12,23 @@ use crate::{
 /// The snapshots that a connection has chosen.
 #[derive(Debug)]
 pub(super) struct References {
-    service: Service,
-    caller: Caller,
+    /// Whose snapshots can be chosen; `None`: there are none.
+    seen_by: Option<(Service, Caller)>,
     chosen: Vec<SnapshotReader>,
 }
 
 impl References {
     pub(super) fn new(service: Service, caller: Caller) -> Self {
         Self {
-            service,
-            caller,
+            seen_by: Some((service, caller)),
+            chosen: Vec::new(),
+        }
+    }
+
+    /// For a client that sees one export and nothing else.
+    pub(super) const fn none() -> Self {
+        Self {
+            seen_by: None,
             chosen: Vec::new(),
         }
     }
@@ -45,7 +52,10 @@ impl References {
         if snapshots.is_empty() {
             return Ok(Vec::new());
         }
-        let found = self.service.open_references(&self.caller, snapshots).await;
+        let Some((service, caller)) = &self.seen_by else {
+            return Ok(snapshots.iter().map(|_| None).collect());
+        };
+        let found = service.open_references(caller, snapshots).await;
         found.map_err(|error| refuse(error, "", 0))
     }
 
@@ -55,7 +65,10 @@ impl References {
         of: Descendant,
         limit: usize,
     ) -> Result<Vec<String>, ExportError> {
-        let names = self.service.ancestors(&self.caller, of, limit).await;
+        let Some((service, caller)) = &self.seen_by else {
+            return Ok(Vec::new());
+        };
+        let names = service.ancestors(caller, of, limit).await;
         names.map_err(|error| refuse(error, "", 0))
     }
 

@@ -50,6 +50,27 @@ impl CallerExports {
             volume,
         })
     }
+
+    /// The export `name` of the volume `key`, for whoever shows its ticket.
+    pub(super) async fn open_by_ticket(
+        &self,
+        name: &str,
+        key: &str,
+        ticket: &str,
+    ) -> Result<VolumeExport, ExportError> {
+        let volume = self
+            .service
+            .open_ticketed_export(&self.caller, key, ticket)
+            .await
+            .map_err(|error| refuse(error, name, 0))?;
+        Ok(VolumeExport {
+            // Without the ticket: this name is logged.
+            info: info_of(ExportName::Volume(key).to_string(), volume.record()),
+            references: References::none(),
+            ahead: ReadAhead::default(),
+            volume,
+        })
+    }
 }
 
 fn info_of(name: String, record: &VolumeRecord) -> ExportInfo {

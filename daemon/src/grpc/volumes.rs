@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status, async_trait};
 use varve_proto::v1::{self, volume_service_server::VolumeService};
 
 use super::{calls, convert};
-use crate::service::{Service, TagChange};
+use crate::service::{AttachRequest, Service, TagChange};
 
 /// The service.
 #[derive(Debug)]
@@ -108,11 +108,14 @@ impl VolumeService for Volumes {
         request: Request<v1::AttachVolumeRequest>,
     ) -> Result<Response<v1::AttachVolumeResponse>, Status> {
         let (caller, request) = calls::opened(&self.0, request)?;
-        let attached = self
-            .0
-            .attach_volume(&caller, &request.volume, request.force);
+        let how = AttachRequest {
+            force: request.force,
+            with_ticket: request.with_ticket,
+        };
+        let attached = self.0.attach_volume(&caller, &request.volume, how);
         calls::answer(attached, |attached| v1::AttachVolumeResponse {
             nbd_uris: attached.nbd_uris,
+            export: attached.export,
             volume: Some(convert::volume(attached.record)),
         })
         .await

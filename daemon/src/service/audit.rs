@@ -11,7 +11,7 @@ use super::{
     error::{Error, Result},
 };
 pub(crate) use crate::auth::audit::{Entry as AuditEntry, Page as AuditPage, Query as AuditQuery};
-use crate::auth::{AccessKey, Action, Caller, Changed, SecretAccessKey, audit};
+use crate::auth::{AccessKey, Action, Caller, Changed, SecretAccessKey, Ticket, audit};
 
 macro_rules! changed {
     ($($outcome:ty => |$it:ident| $ids:expr;)*) => {
@@ -31,6 +31,8 @@ changed! {
         it.iter().flatten().map(|it| it.id.to_string()).collect()
     };
     VolumeRecord => |it| vec![it.id.to_string()];
+    // A volume that was attached, and its ticket.
+    (VolumeRecord, Option<Ticket>) => |it| vec![it.0.id.to_string()];
     CopyStatus => |it| vec![it.record.id.to_string()];
     (CopyStatus, bool) => |it| vec![it.0.record.id.to_string()];
     RemoteRecord => |it| vec![it.name.clone()];

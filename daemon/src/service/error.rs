@@ -4,7 +4,7 @@ use varve_store::Error as StoreError;
 
 use crate::{
     auth::{
-        Closed, CredentialError, Denied, TokenError,
+        Closed, CredentialError, Denied, TicketError, TokenError,
         audit::{AuditError, ReadError},
         key::KeyError,
     },
@@ -55,7 +55,10 @@ pub(crate) enum Error {
     /// A token is not taken.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The key of tokens and access keys cannot be made or used.
+    /// An attach ticket is not taken, or not made.
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
+    /// The key of tokens, access keys and tickets cannot be made or used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The limit on work under way is reached.
@@ -133,8 +136,10 @@ impl Classified for Error {
             Self::Denied(denied) => denied.kind(),
             Self::Audit(_) => ErrorKind::Unavailable,
             Self::ReadAudit(_) => ErrorKind::Internal,
-            Self::Token(_) => ErrorKind::Unauthenticated,
-            Self::Key(_) => ErrorKind::FailedPrecondition,
+            Self::Token(_) | Self::Ticket(TicketError::Invalid | TicketError::Plaintext) => {
+                ErrorKind::Unauthenticated
+            }
+            Self::Key(_) | Self::Ticket(TicketError::NoAccounts) => ErrorKind::FailedPrecondition,
             Self::Busy(_) | Self::GaveWay(_) => ErrorKind::ResourceExhausted,
             Self::Copy(error) => error.kind(),
             Self::NotAttached { .. } | Self::AttachedAgain { .. } | Self::Detached => {
@@ -161,6 +166,7 @@ impl From<Closed> for Error {
 impl From<CredentialError> for Error {
     fn from(error: CredentialError) -> Self {
         match error {
+            CredentialError::Ticket(error) => error.into(),
             CredentialError::Store(error) => error.into(),
             CredentialError::Key(error) => error.into(),
             error @ CredentialError::Seal { .. } => StoreError::Internal(error.to_string()).into(),

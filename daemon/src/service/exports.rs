@@ -5,12 +5,14 @@ use varve_store::{
     SnapshotRecord, VolumeId, VolumeKey, VolumeRecord,
 };
 
+use tokio::time;
+
 use super::{
     Service,
     attachments::{AttachedVolume, split_attachment},
-    error::Result,
+    error::{Error, Result},
 };
-use crate::auth::{Action, Caller, Resource};
+use crate::auth::{Action, Attempt, Caller, Resource, TicketError};
 
 impl Service {
     /// Completed snapshots of the caller's account whose names sort after a name: those in the
@@ -81,6 +83,77 @@ impl Service {
             self.0.attachments.open(key, attachment).await
         })
         .await
+    }
+
+    /// Opens a volume for whoever shows the ticket of its attachment: an account of the caller does
+    /// not count. `key` is `vol-...@7`.
+    ///
+    /// # Errors
+    ///
+    /// [`TicketError::Invalid`] whatever is wrong with the ticket, the attachment or the account
+    /// that the volume belongs to: only the log says what. It comes the later, the more wrong
+    /// tickets this source has shown.
+    pub(crate) async fn open_ticketed_export(
+        &self,
+        caller: &Caller,
+        key: &str,
+        ticket: &str,
+    ) -> Result<AttachedVolume> {
+        let on = [Resource::Volume(key)];
+        let opened = match self.bearer(caller, key, ticket).await {
+            Ok((bearer, key, number)) => {
+                let open = self.0.attachments.open(key, Some(number));
+                self.pass(&bearer, Action::OpenVolumeExport, &on, open)
+                    .await
+            }
+            Err(error) => {
+                let action = Action::OpenVolumeExport;
+                Attempt::refuse(&self.0.parts.door, caller, action, &on, &error);
+                Err(error)
+            }
+        };
+        match opened {
+            Err(
+                Error::Ticket(TicketError::Invalid)
+                | Error::Denied(_)
+                | Error::NotAttached { .. }
+                | Error::AttachedAgain { .. }
+                | Error::Store(StoreError::NotFound { .. }),
+            ) => {
+                let delay = self.0.wrong_tickets.count(caller.peer().key());
+                time::sleep(delay).await;
+                Err(TicketError::Invalid.into())
+            }
+            opened => opened,
+        }
+    }
+
+    /// The caller as the bearer of a ticket, with the volume and the attachment that it is for.
+    pub(super) async fn bearer(
+        &self,
+        caller: &Caller,
+        key: &str,
+        ticket: &str,
+    ) -> Result<(Caller, VolumeKey, u64)> {
+        if caller.is_overheard() {
+            return Err(TicketError::Plaintext.into());
+        }
+        let (id, number) = split_attachment(key);
+        let (Ok(id), Some(number)) = (id.parse::<VolumeId>(), number) else {
+            return Err(TicketError::Invalid.into());
+        };
+        let record = match self.store().volume(&VolumeKey::Id(id)).await {
+            Ok(record) => Some(record),
+            Err(StoreError::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let bearer = self
+            .directory()
+            .bearer(ticket, (id, number), record.as_ref());
+        let bearer = bearer.ok_or(TicketError::Invalid)?;
+        let owner = bearer.id();
+        let bearer = caller.clone().bearing(bearer);
+        Ok((bearer, VolumeKey::Owned { owner, id }, number))
     }
 
     /// Opens snapshots to compare an export with; `None` for a snapshot that is not there or not

@@ -75,11 +75,11 @@ pub(crate) use self::{
     status::{Facts, Status},
     streams::Items,
     uploads::{ChunkMessage, NewUpload, Uploads},
-    volumes::{CloneRequest, VolumeDetails, VolumeRequest},
+    volumes::{AttachRequest, CloneRequest, VolumeDetails, VolumeRequest},
 };
 use self::{attachments::Attachments, sight::Sight, uploads::Intake};
 use crate::{
-    auth::{Accounts, Action, Attempt, Caller, Changed, Directory, Door, Resource},
+    auth::{Accounts, Action, Attempt, Caller, Changed, Directory, Door, Failures, Resource},
     copies::Copies,
     limits,
     resources::shares::{Hold, Shares},
@@ -117,6 +117,8 @@ pub(crate) struct Service(Arc<Inner>);
 struct Inner {
     parts: Parts,
     attachments: Attachments,
+    /// Slows down who shows wrong tickets.
+    wrong_tickets: Failures,
     intake: Intake,
     /// Places for downloads and reads.
     readers: Shares,
@@ -135,6 +137,7 @@ impl Service {
         let places = streams::places;
         Self(Arc::new(Inner {
             attachments: Attachments::new(parts.store.clone()),
+            wrong_tickets: Failures::default(),
             intake: Intake::new(),
             readers: places("exports and reads", limits::READ_STREAMS_MAX),
             read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),

@@ -1,6 +1,6 @@
 //! Volumes as records. Reads and writes go through [`exports`](super::exports).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use varve_nbd::{ExportName, ServerUri};
 use varve_store::{
@@ -16,7 +16,7 @@ use super::{
     sight::Source,
     snapshots::{Snapshot, TagChange},
 };
-use crate::auth::{Action, Caller, Resource, done};
+use crate::auth::{Action, Attachment, Caller, Resource, Ticket, done};
 
 /// A volume to be made, empty or from a snapshot.
 #[derive(Debug, Clone, Default)]
@@ -50,12 +50,32 @@ pub(crate) struct VolumeDetails {
     pub(crate) pending: Vec<Snapshot>,
 }
 
-/// A volume that was attached, and the addresses that serve it.
-#[derive(Debug, Clone)]
+/// How a volume is to be attached.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct AttachRequest {
+    /// Takes over a volume that is attached already.
+    pub(crate) force: bool,
+    /// Asks for a ticket, with which anybody opens its export.
+    pub(crate) with_ticket: bool,
+}
+
+/// A volume that was attached, and the addresses that serve it. With a ticket, the name of the
+/// export and the addresses are secrets.
+#[derive(Clone)]
 pub(crate) struct AttachedAt {
     pub(crate) record: VolumeRecord,
-    /// One URI for each NBD address.
+    /// The name of its export.
+    pub(crate) export: String,
+    /// One URI for each NBD address that takes this name.
     pub(crate) nbd_uris: Vec<String>,
+}
+
+impl fmt::Debug for AttachedAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttachedAt")
+            .field("record", &self.record)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Service {
@@ -291,49 +311,69 @@ impl Service {
         .await
     }
 
-    /// Attaches a volume: from then on it is exported. `force` takes over a volume that is attached
-    /// already.
+    /// Attaches a volume: from then on it is exported.
     pub(crate) async fn attach_volume(
         &self,
         caller: &Caller,
         key: &str,
-        force: bool,
+        AttachRequest { force, with_ticket }: AttachRequest,
     ) -> Result<AttachedAt> {
         let on = [Resource::Volume(key)];
         let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
         let attachments = self.0.attachments.clone();
+        let accounts = self.0.parts.accounts.clone();
         let change = async move {
             let key = sight.volume("volume", &key)?;
+            // First, so that nothing is attached without the ticket that was asked for.
+            let ticket_key = match with_ticket {
+                true => Some(accounts.ticket_key().await?),
+                false => None,
+            };
             let attached = store.attach_volume(&key, force).await?;
             // Cut off the clients of the attachment before, and only then return the volume to its
             // new user.
             let before = attached.attachments.saturating_sub(1);
             attachments.end(attached.id, before).await?;
-            Ok(attached)
+            let attachment = Attachment {
+                volume: attached.id,
+                number: attached.attachments,
+                since_ns: attached.attached_at_ns.unwrap_or_default(),
+            };
+            let ticket = ticket_key.map(|key| Ticket::new(&key, attachment));
+            Ok((attached, ticket))
         };
         let call = (caller, Action::AttachVolume);
         let attached = self.change(
             call,
             &on,
             change,
-            move |attempt, attached: &VolumeRecord| {
+            move |attempt, (attached, _): &(VolumeRecord, Option<Ticket>)| {
                 done!(
                     attempt,
                     id = %attached.id,
                     name = attached.name,
                     attachment = attached.attachments,
                     force,
+                    with_ticket,
                     "volume attached"
                 );
             },
         );
-        let attached = attached.await?;
+        let (record, ticket) = attached.await?;
+        let key = match &ticket {
+            Some(ticket) => {
+                let number = record.attachments;
+                format!("{}@{number}:{}", record.id, ticket.reveal())
+            }
+            None => record.label().into_owned(),
+        };
+        let name = ExportName::Volume(&key);
         let servers = self.0.parts.facts.nbd_servers.iter();
-        let name = attached.label();
-        let uri = |server: &ServerUri| server.export(ExportName::Volume(&name));
+        let servers = servers.filter(|server| ticket.is_none() || takes_tickets(server));
         Ok(AttachedAt {
-            nbd_uris: servers.map(uri).collect(),
-            record: attached,
+            export: name.to_string(),
+            nbd_uris: servers.map(|server| server.export(name)).collect(),
+            record,
         })
     }
 
@@ -353,6 +393,16 @@ impl Service {
             done!(attempt, id = %detached.id, name = detached.name, "volume detached");
         })
         .await
+    }
+}
+
+/// Returns true if a client at this address may show a ticket.
+fn takes_tickets(server: &ServerUri) -> bool {
+    match server {
+        ServerUri::Unix(_) | ServerUri::Tls(_) => true,
+        ServerUri::Tcp(address) => address
+            .parse::<SocketAddr>()
+            .is_ok_and(|address| address.ip().to_canonical().is_loopback()),
     }
 }
 

@@ -184,10 +184,15 @@ impl Serving {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let window = self.window();
+        let is_tls = tls.is_some();
+        let caller = Caller::new(Face::Grpc, peer);
         let connected = Connected {
             shared: Arc::clone(&self.0),
-            is_tls: tls.is_some(),
-            caller: Caller::new(Face::Grpc, peer).with_certificate(tls.and_then(|it| it.subject)),
+            is_tls,
+            caller: match tls {
+                Some(shown) => caller.over_tls(shown.subject),
+                None => caller,
+            },
             own: Arc::new(Semaphore::new(1)),
             seat,
             stop: stop.clone(),

@@ -35,6 +35,7 @@ async fn attach(
     let request = v1::AttachVolumeRequest {
         volume: volume.to_owned(),
         force,
+        with_ticket: false,
     };
     Ok(daemon.volumes().attach_volume(request).await?.into_inner())
 }

@@ -314,7 +314,7 @@ where
             let mut stream = accepted.map_err(HandshakeError::Tls)?;
             // From here on the client may be somebody that its certificate names.
             let shown = Shown::on(stream.get_ref().1);
-            let exports = (self.exports)(caller.with_certificate(shown.subject));
+            let exports = (self.exports)(caller.over_tls(shown.subject));
             let desk = Desk {
                 exports: &exports,
                 deadline: &deadline,

@@ -16,6 +16,14 @@ use crate::{
     telemetry::capture::Captured,
 };
 
+mod tickets;
+
+const NEW: AttachRequest = AttachRequest {
+    force: false,
+    with_ticket: false,
+};
+const TAKE_OVER: AttachRequest = AttachRequest { force: true, ..NEW };
+
 /// A service over a real store, and a caller.
 struct Fixture {
     service: Service,
@@ -81,7 +89,7 @@ async fn a_volume_is_served_while_it_is_attached_and_as_long_as_it_is_that_attac
     let refused = service.open_volume_export(caller, "db").await.unwrap_err();
     assert!(matches!(refused, Error::NotAttached { .. }), "{refused}");
 
-    let attached = service.attach_volume(caller, "db", false).await.unwrap();
+    let attached = service.attach_volume(caller, "db", NEW).await.unwrap();
     assert_eq!(attached.nbd_uris, ["nbd://127.0.0.1:10809/volume/db"]);
     let first = format!("{}@1", attached.record.id);
     let opened = service.open_volume_export(caller, &first).await.unwrap();
@@ -90,7 +98,10 @@ async fn a_volume_is_served_while_it_is_attached_and_as_long_as_it_is_that_attac
     let exported = service.exported_volumes(caller, None, 10).await.unwrap();
     assert_eq!(exported.len(), 1);
 
-    service.attach_volume(caller, "db", true).await.unwrap();
+    service
+        .attach_volume(caller, "db", TAKE_OVER)
+        .await
+        .unwrap();
     let ended = opened.volume().await.err().unwrap();
     assert!(matches!(ended, Error::Detached), "{ended}");
     let refused = service
@@ -178,7 +189,7 @@ async fn a_change_is_logged_even_if_its_caller_has_gone() {
     let (service, caller) = (&fixture.service, &fixture.caller);
     fixture.volume("db").await;
     {
-        let attach = std::pin::pin!(service.attach_volume(caller, "db", false));
+        let attach = std::pin::pin!(service.attach_volume(caller, "db", NEW));
         assert!(poll!(attach).is_pending());
     }
     let line = logged(&log, "volume attached").await;
@@ -240,7 +251,7 @@ async fn each_change_is_one_line_that_says_who_made_it_and_to_what() {
     };
     service.tag_volume(caller, "db", tags()).await.unwrap();
     changed("TagVolume", "volume db", &["volume tagged", id, "tags=1"]);
-    service.attach_volume(caller, "db", false).await.unwrap();
+    service.attach_volume(caller, "db", NEW).await.unwrap();
     changed(
         "AttachVolume",
         "volume db",
