@@ -3,7 +3,7 @@
 //! The messages are those of `varve-nbd`. It negotiates no extension: the kernel's client speaks
 //! only compact requests and simple replies.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{fmt, io, os::fd::OwnedFd, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -11,10 +11,13 @@ use tokio::{
     time::timeout,
 };
 
-use varve_nbd::wire::{
-    ClientFlags, ExportDetails, GREETING_BYTES, OPTION_REPLY_HEADER_BYTES, OptionCode,
-    OptionReplyCode, TransmissionFlags, decode_export_info, decode_greeting,
-    decode_option_reply_header, encode_client_flags, encode_info_request, encode_option,
+use varve_nbd::{
+    wire::{
+        ClientFlags, ExportDetails, GREETING_BYTES, OPTION_REPLY_HEADER_BYTES, OptionCode,
+        OptionReplyCode, TransmissionFlags, decode_export_info, decode_greeting,
+        decode_option_reply_header, encode_client_flags, encode_info_request, encode_option,
+    },
+    without_tickets,
 };
 
 use super::NbdAddress;
@@ -48,8 +51,19 @@ impl Connection {
     }
 }
 
+/// The name by which an export is opened. It may have an attach ticket, which `Debug` leaves out.
+#[derive(Clone)]
+pub(super) struct Dialled(pub(super) String);
+
+impl fmt::Debug for Dialled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&without_tickets(&self.0), f)
+    }
+}
+
 /// Opens an export.
-pub(super) async fn connect(address: &NbdAddress, export: &str) -> Result<Connection> {
+pub(super) async fn connect(address: &NbdAddress, export: &Dialled) -> Result<Connection> {
+    let export = &export.0;
     let opened = match address {
         NbdAddress::Unix(path) => {
             let mut stream = within(STEP_LIMIT, UnixStream::connect(path))
@@ -90,7 +104,7 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     export: &str,
 ) -> Result<ExportDetails> {
-    let what = || format!("open {export}");
+    let what = || format!("open {}", without_tickets(export));
     let lost = |error: io::Error| {
         let why = format!("lost the connection in the handshake: {error}");
         Error::new(ErrorKind::Unreachable, what(), why)
@@ -144,7 +158,7 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
                     _ => ErrorKind::Unavailable,
                 };
                 let why = match String::from_utf8(data) {
-                    Ok(why) if !why.is_empty() => why,
+                    Ok(why) if !why.is_empty() => without_tickets(&why).into_owned(),
                     _ => format!("the daemon answered {code:#x}"),
                 };
                 return Err(Error::new(kind, what(), why));
@@ -217,6 +231,24 @@ mod tests {
         let mut wanted = vec![0, 0, 0, 3];
         wanted.extend(b"IHAVEOPT\0\0\0\x07\0\0\0\x0e\0\0\0\x08volume/a\0\0");
         assert_eq!(said, wanted);
+    }
+
+    #[tokio::test]
+    async fn a_ticket_is_in_no_error() {
+        let (mut client, mut server) = tokio::io::duplex(1 << 20);
+        let name = "volume/vol-1@7:varve_ticket_0a1b";
+        let mut says = GREETING.to_vec();
+        let echo = format!("there is no {name}");
+        says.extend(reply_bytes(OptionReplyCode::Unknown, echo.as_bytes()));
+        server.write_all(&says).await.unwrap();
+        let error = shake(&mut client, name).await.unwrap_err();
+        let shown = format!("{error} {error:?} {:?}", Dialled(name.to_owned()));
+        assert_eq!(
+            shown.matches("vol-1@7:varve_ticket_...").count(),
+            5,
+            "{shown}"
+        );
+        assert!(!shown.contains("0a1b"), "{shown}");
     }
 
     #[tokio::test]

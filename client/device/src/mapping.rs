@@ -8,11 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use varve_nbd::wire::{ExportDetails, TransmissionFlags};
+use varve_nbd::{
+    split_ticket,
+    wire::{ExportDetails, TransmissionFlags},
+};
 
 use super::{
     MapOptions, NbdAddress,
-    handshake::{self, Connection},
+    handshake::{self, Connection, Dialled},
     netlink::{Announced, Events, Kernel, NewDevice},
     sysfs::{self, Backend, Claimed, Keeping, Mapped, mapped},
 };
@@ -37,6 +40,8 @@ pub struct Mapping {
     device: Mapped,
     backend: String,
     address: NbdAddress,
+    /// How its connections open the export.
+    dialled: Dialled,
     taken_over: bool,
     kernel: Kernel,
     events: Events,
@@ -67,6 +72,11 @@ pub enum Ended {
     Interrupted,
 }
 
+/// The name of an export without its ticket.
+fn shown(name: &str) -> &str {
+    split_ticket(name).map_or(name, |(name, _)| name)
+}
+
 fn not_root(what: &str, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::PermissionDenied {
         return Error::new(ErrorKind::Denied, what, "only root may do that");
@@ -90,6 +100,9 @@ fn open_kernel(what: &str) -> Result<Kernel> {
 impl Mapping {
     /// Attaches an export as a device. `opened` is the same export by its id, if that is known.
     ///
+    /// A name may have an attach ticket. Only the daemon gets it: everybody can read the names that
+    /// the kernel keeps.
+    ///
     /// If the export is attached already and no process keeps it connected, this process takes it
     /// over.
     ///
@@ -104,20 +117,23 @@ impl Mapping {
         opened: Option<&str>,
         options: &MapOptions,
     ) -> Result<Self> {
-        let what = format!("map {export}");
         let opened = opened.unwrap_or(export);
+        let dialled = Dialled(opened.to_owned());
+        let [export, opened] = [export, opened].map(shown);
+        let what = format!("map {export}");
         check(options, &what)?;
         let kernel = open_kernel(&what)?;
         if let Some(device) = mapped()?.into_iter().find(|it| it.is(opened, address)) {
-            return Self::take_over(kernel, device, address, options, &what).await;
+            return Self::take_over(kernel, device, (address, dialled), options, &what).await;
         }
-        Self::attach_new(kernel, address, export, opened, options, &what).await
+        let to = (address, dialled);
+        Self::attach_new(kernel, to, (export, opened), options, &what).await
     }
 
     async fn take_over(
         kernel: Kernel,
         device: Mapped,
-        address: &NbdAddress,
+        (address, dialled): (&NbdAddress, Dialled),
         options: &MapOptions,
         what: &str,
     ) -> Result<Self> {
@@ -148,6 +164,7 @@ impl Mapping {
         Ok(Self {
             backend: backend.encode()?,
             address: address.clone(),
+            dialled,
             taken_over: true,
             kernel,
             events,
@@ -161,13 +178,12 @@ impl Mapping {
 
     async fn attach_new(
         mut kernel: Kernel,
-        address: &NbdAddress,
-        export: &str,
-        opened: &str,
+        (address, dialled): (&NbdAddress, Dialled),
+        (export, opened): (&str, &str),
         options: &MapOptions,
         what: &str,
     ) -> Result<Self> {
-        let first = handshake::connect(address, opened).await?;
+        let first = handshake::connect(address, &dialled).await?;
         let ExportDetails {
             size_bytes,
             mut flags,
@@ -182,7 +198,7 @@ impl Mapping {
         };
         let mut sockets = vec![first.socket];
         for _ in 1..connections {
-            sockets.push(handshake::connect(address, opened).await?.socket);
+            sockets.push(handshake::connect(address, &dialled).await?.socket);
         }
         let backend = Backend::new(export, opened, address, connections).encode()?;
         // Subscribe first, so that no loss goes unnoticed.
@@ -251,6 +267,7 @@ impl Mapping {
             device,
             backend,
             address: address.clone(),
+            dialled,
             taken_over: false,
             kernel,
             events,
@@ -348,10 +365,10 @@ impl Mapping {
 
     /// A new connection, after a pause.
     fn attempt_after(&self, pause: Duration) -> Attempt {
-        let (address, opened) = (self.address.clone(), self.device.opened.clone());
+        let (address, dialled) = (self.address.clone(), self.dialled.clone());
         Box::pin(async move {
             tokio::time::sleep(pause).await;
-            handshake::connect(&address, &opened).await
+            handshake::connect(&address, &dialled).await
         })
     }
 

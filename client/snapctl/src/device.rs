@@ -1,6 +1,9 @@
 //! `snapctl device`: exports as block devices of this machine.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 use sd_notify::NotifyState;
@@ -10,13 +13,14 @@ use varve_device::{
     Ended, ErrorKind as DeviceErrorKind, Event, MapOptions, Mapped, Mapping, NbdAddress, mapped,
     unmap,
 };
-use varve_nbd::ExportName;
+use varve_nbd::{ExportName, split_ticket, without_tickets};
 
 use crate::{
     Options,
     exit::Failure,
     output::{self, Output},
     signals::interrupted_within,
+    token_file,
 };
 
 /// Time limit for detaching a device: the kernel first writes out its cache.
@@ -55,7 +59,14 @@ run `snapctl device map` for the same export again to keep it connected.
 The systemd unit varve-map@.service does the same for exports that should be mapped at boot.")]
 pub(crate) struct Map {
     /// volume/NAME or snapshot/NAME; attach a volume first (`snapctl volume attach`)
-    export: String,
+    #[arg(
+        required_unless_present = "ticket_file",
+        conflicts_with = "ticket_file"
+    )]
+    export: Option<String>,
+    /// File with the secret name of an export, as `snapctl volume attach --ticket` writes it
+    #[arg(long, value_name = "FILE", requires = "nbd")]
+    ticket_file: Option<PathBuf>,
     /// Device to use, /dev/nbdN [default: a free one]
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
     device: Option<u32>,
@@ -143,7 +154,12 @@ fn parse_device(text: &str) -> Result<u32, String> {
 impl Map {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let interrupted = interrupted_within(DETACH_TIME);
-        let (address, opened) = self.find(options).await?;
+        let export = self.export()?;
+        let (address, opened) = self.find(&export, options).await?;
+        let again = match &self.ticket_file {
+            Some(file) => format!("--ticket-file {}", file.display()),
+            None => export.clone(),
+        };
         let settings = MapOptions {
             connections: self.connections,
             block_size_bytes: self.block_size,
@@ -152,12 +168,12 @@ impl Map {
             read_only: self.read_only,
             index: self.device,
         };
-        let attaching = Mapping::attach(&address, &self.export, opened.as_deref(), &settings);
+        let attaching = Mapping::attach(&address, &export, opened.as_deref(), &settings);
         let mut mapping = tokio::select! {
             // Opening a volume may take minutes, if its journal is long.
             mapping = attaching => mapping?,
             () = interrupted.cancelled() => {
-                let what = format!("map {}", self.export);
+                let what = format!("map {}", without_tickets(&export));
                 return Err(Error::new(ErrorKind::Cancelled, what, "interrupted").into());
             }
         };
@@ -190,8 +206,7 @@ impl Map {
             Ended::Interrupted if mapping.is_cut_off() => {
                 options.remark(format_args!(
                     "{device} has no connection and stays attached; reconnect it with `snapctl \
-                     device map {}`",
-                    self.export
+                     device map {again}`"
                 ));
                 Ok(())
             }
@@ -202,8 +217,7 @@ impl Map {
                 }
                 Err(error) if error.kind() == DeviceErrorKind::Conflict => {
                     options.remark(format_args!(
-                        "{error}; it stays attached: reconnect it with `snapctl device map {}`",
-                        self.export
+                        "{error}; it stays attached: reconnect it with `snapctl device map {again}`"
                     ));
                     Ok(())
                 }
@@ -212,15 +226,35 @@ impl Map {
         }
     }
 
+    /// The export as it was given: its name may have a ticket.
+    fn export(&self) -> Result<String, Failure> {
+        if let Some(file) = &self.ticket_file {
+            return Ok(token_file::read_ticketed_export(file)?);
+        }
+        // Clap ensures that one of the two is given.
+        let export = self.export.clone().unwrap_or_default();
+        if split_ticket(&export).is_some() {
+            let what = format!("map {}", without_tickets(&export));
+            let why = "all users can see a ticket on the command line: put the name of the export \
+                       in a file, and give --ticket-file";
+            return Err(Failure::usage(what, why));
+        }
+        Ok(export)
+    }
+
     /// The address of the export, and its name with an id: another volume may take the name while
     /// this one is mapped.
-    async fn find(&self, options: &Options) -> Result<(NbdAddress, Option<String>), Failure> {
-        let what = || format!("map {}", self.export);
+    async fn find(
+        &self,
+        export: &str,
+        options: &Options,
+    ) -> Result<(NbdAddress, Option<String>), Failure> {
+        let what = || format!("map {}", without_tickets(export));
         let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);
-        if !self.export.contains('/') {
+        if !export.contains('/') {
             return Err(wrong("an export is volume/NAME or snapshot/NAME").into());
         }
-        let export = ExportName::parse(&self.export);
+        let export = ExportName::parse(export);
         if let Some(address) = &self.nbd {
             if matches!(export, Some(ExportName::Volume(key)) if !key.starts_with("vol-")) {
                 let why = "with --nbd, give the id of the volume, volume/vol-...: another volume \

@@ -1,4 +1,5 @@
-//! Files with a secret: reading a token, and writing a new token or access key.
+//! Files with a secret, such as a token, an access key or the name of an export with its ticket:
+//! reading one, and writing a new one.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -9,6 +10,7 @@ use std::{
 
 use rustix::fs::OFlags;
 use varve_client::{Error, ErrorKind, Result, TokenSecret};
+use varve_nbd::{ExportName, split_ticket};
 
 /// Limit on the length of a file, in bytes.
 const BYTES_MAX: u64 = 4096;
@@ -29,7 +31,35 @@ pub(crate) fn read(path: &Path) -> Result<TokenSecret> {
         return Err(Error::new(ErrorKind::Invalid, "read a token", why));
     }
     let what = format!("read the token in {text}");
-    let refuse = |why: String| Error::new(ErrorKind::Invalid, &what, why);
+    let token = read_line(path, &what)?;
+    TokenSecret::new(token).map_err(|error| Error::new(ErrorKind::Invalid, &what, error.why()))
+}
+
+/// Reads the name of an export with its ticket, in a file of the same kind.
+///
+/// # Errors
+///
+/// As for [`read`].
+pub(crate) fn read_ticketed_export(path: &Path) -> Result<String> {
+    let text = path.to_string_lossy();
+    if split_ticket(&text).is_some() && !path.exists() {
+        let why = "this is a ticket; --ticket-file takes the file that has it";
+        return Err(Error::new(ErrorKind::Invalid, "read a ticket", why));
+    }
+    let what = format!("read the ticket in {text}");
+    let name = read_line(path, &what)?;
+    match ExportName::parse(&name) {
+        Some(ExportName::Volume(key)) if split_ticket(key).is_some() => Ok(name),
+        _ => {
+            let why = "it does not have the name of an export with a ticket, volume/ID@N:TICKET";
+            Err(Error::new(ErrorKind::Invalid, what, why))
+        }
+    }
+}
+
+/// Reads the line in a file that only its owner can read.
+fn read_line(path: &Path, what: &str) -> Result<String> {
+    let refuse = |why: String| Error::new(ErrorKind::Invalid, what, why);
     // Opening a pipe must not wait for its writer.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).unwrap_or_default();
@@ -37,13 +67,13 @@ pub(crate) fn read(path: &Path) -> Result<TokenSecret> {
         .read(true)
         .custom_flags(flags)
         .open(path)
-        .map_err(|error| Error::file(&what, error))?;
-    let found = file.metadata().map_err(|error| Error::file(&what, error))?;
+        .map_err(|error| Error::file(what, error))?;
+    let found = file.metadata().map_err(|error| Error::file(what, error))?;
     if !found.is_file() {
         return Err(refuse("it is not a regular file".to_owned()));
     }
     if found.mode() & OTHERS != 0 {
-        let name = shell_word(&text);
+        let name = shell_word(&path.to_string_lossy());
         return Err(refuse(format!(
             "other users may have access to it: `chmod 600 {name}` ends that"
         )));
@@ -54,17 +84,17 @@ pub(crate) fn read(path: &Path) -> Result<TokenSecret> {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             return Err(refuse("it is not text".to_owned()));
         }
-        read => read.map_err(|error| Error::file(&what, error))?,
+        read => read.map_err(|error| Error::file(what, error))?,
     };
     if line.len() as u64 > BYTES_MAX {
         return Err(refuse(format!("it has more than {BYTES_MAX} bytes")));
     }
-    let token = line.strip_suffix('\n').unwrap_or(&line);
-    let token = token.strip_suffix('\r').unwrap_or(token);
-    if token.contains('\n') {
+    let secret = line.strip_suffix('\n').unwrap_or(&line);
+    let secret = secret.strip_suffix('\r').unwrap_or(secret);
+    if secret.contains('\n') {
         return Err(refuse("it has more than one line".to_owned()));
     }
-    TokenSecret::new(token).map_err(|error| refuse(error.why().to_owned()))
+    Ok(secret.to_owned())
 }
 
 /// A word of a shell's command line.
@@ -194,6 +224,21 @@ mod tests {
             error.contains("takes the file") && !error.contains(TOKEN),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_name_of_an_export_is_read_with_its_ticket() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "volume/vol-0123456789abcdef0@7:varve_ticket_0a1b";
+        let path = written(dir.path(), "good", format!("{name}\n"), 0o600);
+        assert_eq!(read_ticketed_export(&path).unwrap(), name);
+        let opened = written(dir.path(), "open", name, 0o640);
+        let short = written(dir.path(), "short", "varve_ticket_0a1b\n", 0o600);
+        for wrong in [&opened, &short, Path::new(name)] {
+            let error = read_ticketed_export(wrong).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(!format!("{error} {error:?}").contains("0a1b"), "{error}");
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! `snapctl volume`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use varve_client::{Attachment, Client, NewClone, NewVolume, VolumeFilter, VolumeStatus};
 use varve_device::NbdAddress;
-use varve_nbd::ExportName;
+use varve_nbd::{ExportName, ServerUri};
 
 use crate::{
     Options,
@@ -16,6 +16,7 @@ use crate::{
     listing::Listing,
     output::{self, Output, VolumeJson},
     size::parse_size,
+    token_file::NewTokenFile,
 };
 
 /// Arguments of `volume`. A volume is given by its name or its id, with or without the prefix
@@ -47,13 +48,7 @@ pub(crate) enum Volume {
         size: u64,
     },
     /// Attach a volume, and print the addresses of its export
-    Attach {
-        /// Name or id
-        volume: String,
-        /// Take over a volume that is attached already, and disconnect its clients
-        #[arg(long)]
-        force: bool,
-    },
+    Attach(Attach),
     /// Detach a volume
     Detach {
         /// Name or id
@@ -111,6 +106,27 @@ pub(crate) struct Clone {
     tags: Vec<(String, String)>,
 }
 
+/// Arguments of `volume attach`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+A ticket is for the host of a guest, which needs no account then: it opens this export and nothing \
+else. Detaching the volume, or attaching it again with --force, ends it.")]
+pub(crate) struct Attach {
+    /// Name or id
+    volume: String,
+    /// Take over a volume that is attached already, and disconnect its clients
+    #[arg(long)]
+    force: bool,
+    /// Print a name of the export and addresses that are secrets: whoever has one reads and writes
+    /// the volume, until it is detached
+    #[arg(long)]
+    ticket: bool,
+    /// Write the secret name to this new file, for `snapctl device map --ticket-file`, and print
+    /// the addresses of the daemon
+    #[arg(long, value_name = "FILE", requires = "ticket")]
+    output_file: Option<PathBuf>,
+}
+
 /// Arguments of `volume tag`.
 #[derive(Debug, Args)]
 pub(crate) struct Tag {
@@ -131,9 +147,11 @@ struct ListJson<'a> {
 }
 
 /// The output of `volume attach` for programs.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 struct AttachJson<'a> {
     volume: VolumeJson<'a>,
+    /// `null` if it was written to a file.
+    export: Option<&'a str>,
     nbd_uris: &'a [String],
 }
 
@@ -160,17 +178,7 @@ impl Volume {
                 let volume = options.named.volume(&client, &volume).await?;
                 show(&client.volume(&volume).await?, options)
             }
-            Self::Attach { volume, force } => {
-                let volume = options.named.volume(&client, &volume).await?;
-                let attached = client.attach_volume(&volume, force).await?;
-                match options.output {
-                    Output::Json => output::json(&AttachJson {
-                        volume: VolumeJson::from(&attached.volume),
-                        nbd_uris: &attached.nbd_uris,
-                    }),
-                    Output::Table | Output::Wide => output::write(&how_to_use(&attached)),
-                }
-            }
+            Self::Attach(attach) => attach.run(&client, options).await,
             Self::Detach { volume } => {
                 let volume = options.named.volume(&client, &volume).await?;
                 let detached = client.detach_volume(&volume).await?;
@@ -188,6 +196,57 @@ impl Volume {
             }
         }
     }
+}
+
+impl Attach {
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        // First, so that no ticket is made for which there is no place.
+        let file = self.output_file.map(NewTokenFile::create).transpose()?;
+        let volume = options.named.volume(client, &self.volume).await?;
+        if !self.ticket {
+            let attached = client.attach_volume(&volume, self.force).await?;
+            return match options.output {
+                Output::Json => attached_json(&attached, Some(&attached.export)),
+                Output::Table | Output::Wide => output::write(&how_to_use(&attached)),
+            };
+        }
+        let mut attached = client
+            .attach_volume_with_ticket(&volume, self.force)
+            .await?;
+        let mut export = Some(attached.export.clone());
+        if let Some(file) = file {
+            if let Err(error) = file.write(&attached.export) {
+                options.remark("the volume is attached, and nobody has its ticket");
+                return Err(error.into());
+            }
+            export = None;
+            let uris = attached.nbd_uris.iter();
+            let servers = uris.filter_map(|uri| ServerUri::of_export(uri).ok());
+            attached.nbd_uris = servers.map(|server| server.to_string()).collect();
+        }
+        if options.output == Output::Json {
+            attached_json(&attached, export.as_deref())?;
+        } else {
+            let volume = &attached.volume;
+            let mut facts = vec![("Volume", format!("{} ({})", volume.name, volume.id))];
+            facts.extend(export.map(|export| ("Export", export)));
+            facts.extend(attached.nbd_uris.iter().map(|uri| ("NBD", uri.clone())));
+            output::write(&output::facts(&facts))?;
+        }
+        options.remark(
+            "the name of the export is a secret: whoever has it uses the volume until it is \
+             detached; it is not shown again",
+        );
+        Ok(())
+    }
+}
+
+fn attached_json(attached: &Attachment, export: Option<&str>) -> Result<(), Failure> {
+    output::json(&AttachJson {
+        volume: VolumeJson::from(&attached.volume),
+        export,
+        nbd_uris: &attached.nbd_uris,
+    })
 }
 
 impl Create {

@@ -80,6 +80,7 @@ fn snapctl_answers_people_and_programs() {
         json(&["attach", "web/db", "--force"]),
         json!({
             "volume": volume,
+            "export": "volume/web/db",
             "nbd_uris": [
                 "nbd+unix:///volume/web/db?socket=/data/nbd.sock",
                 "nbd://127.0.0.1:10809/volume/web/db",
