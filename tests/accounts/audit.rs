@@ -73,7 +73,7 @@ fn each_change_and_each_refusal_has_a_line() {
 }
 
 /// All files below a directory.
-fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+pub(super) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(dir).unwrap().flatten();
     let paths = entries.map(|entry| entry.path());
     paths

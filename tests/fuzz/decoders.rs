@@ -4,7 +4,11 @@ use varve_content::{
     Codec, codec,
     tree::{InnerNode, Leaf, Root},
 };
-use varve_nbd::wire::{self, Framing};
+use varve_nbd::{
+    ExportName, split_ticket,
+    wire::{self, Framing},
+    without_tickets,
+};
 use varve_store::format::{
     AccessKeyRecord, AccountRecord, CatalogRecord as _, CopyRecord, Kinds, LastRun, Location,
     OwnerRecord, PackId, RemoteRecord, SnapshotRecord, TokenRecord, VolumeId, VolumeRecord,
@@ -44,7 +48,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 40] = [
+pub(super) const DECODERS: [Decoder; 41] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -240,6 +244,11 @@ pub(super) const DECODERS: [Decoder; 40] = [
     Decoder {
         name: "nbd-option-data",
         decode: nbd_option_data,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-export-name",
+        decode: nbd_export_name,
         repair: |_| {},
     },
     Decoder {
@@ -586,6 +595,26 @@ fn nbd_option_data(input: &[u8]) -> Outcome {
             | OptionCode::StartTls,
         )
         | None => Outcome::Refused,
+    }
+}
+
+/// A name of an export with everything that is done to it, and to texts that repeat it.
+fn nbd_export_name(input: &[u8]) -> Outcome {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return Outcome::Refused;
+    };
+    let shown = without_tickets(text);
+    assert_eq!(without_tickets(&shown), shown, "nothing is left to hide");
+    let Some(name) = ExportName::parse(text) else {
+        return Outcome::Refused;
+    };
+    let again = match split_ticket(text) {
+        Some((before, ticket)) => format!("{before}:{ticket}"),
+        None => name.to_string(),
+    };
+    Outcome::Same {
+        again: again.into_bytes(),
+        whole: true,
     }
 }
 

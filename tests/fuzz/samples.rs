@@ -163,6 +163,14 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("list", nbd::option_bytes(nbd::option::LIST, 0)),
         ],
         "nbd-option-data" => option_data(),
+        "nbd-export-name" => vec![
+            ("snapshot", b"snapshot/web".to_vec()),
+            ("volume", b"volume/vol-0123456789abcdef0@7".to_vec()),
+            (
+                "ticket",
+                b"volume/vol-0123456789abcdef0@7:varve_ticket_0123456789abcdef".to_vec(),
+            ),
+        ],
         "nbd-request" => vec![
             (
                 "read",
