@@ -93,11 +93,7 @@ fn a_host_reads_and_writes_its_export_and_sees_no_other() {
     let (id, export) = (text(&attached["volume"], "id"), text(&attached, "export"));
     assert!(export.starts_with(&format!("volume/{id}@1:varve_ticket_")));
     let uri = attached["nbd_uris"][0].as_str().unwrap();
-    let shown = &said.stderr;
-    assert!(
-        shown.contains("is a secret") && !shown.contains(&export),
-        "{shown}"
-    );
+    assert!(!said.stderr.contains(&export), "{said:?}");
 
     let socket = lab.varved.nbd_socket();
     let on_socket = |export: &str| format!("nbd+unix:///{export}?socket={}", socket.display());
