@@ -16,7 +16,7 @@ use crate::{
     listing::Listing,
     output::{self, Output, VolumeJson},
     size::parse_size,
-    token_file::NewTokenFile,
+    token_file::NewSecretFile,
 };
 
 /// Arguments of `volume`. A volume is given by its name or its id, with or without the prefix
@@ -201,7 +201,7 @@ impl Volume {
 impl Attach {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         // First, so that no ticket is made for which there is no place.
-        let file = self.output_file.map(NewTokenFile::create).transpose()?;
+        let file = self.output_file.map(NewSecretFile::create).transpose()?;
         let volume = options.named.volume(client, &self.volume).await?;
         if !self.ticket {
             let attached = client.attach_volume(&volume, self.force).await?;
