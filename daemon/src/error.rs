@@ -87,6 +87,11 @@ impl ErrorKind {
 pub(crate) trait Classified: fmt::Display {
     /// The kind of this error.
     fn kind(&self) -> ErrorKind;
+
+    /// Returns true if an operator should see the error: see [`ErrorKind::is_alarming`].
+    fn is_alarming(&self) -> bool {
+        self.kind().is_alarming()
+    }
 }
 
 impl Classified for Error {
@@ -102,7 +107,8 @@ impl Classified for Error {
             Self::Full { .. }
             | Self::Reserved { .. }
             | Self::Dropped
-            | Self::JournalFull { .. } => ErrorKind::ResourceExhausted,
+            | Self::JournalFull { .. }
+            | Self::Quota { .. } => ErrorKind::ResourceExhausted,
             // A limit on work under way passes by itself. Only a full disk needs an operator.
             Self::Limit(_) | Self::Shortage { .. } | Self::Poisoned { .. } | Self::Closing => {
                 ErrorKind::Unavailable
@@ -120,5 +126,10 @@ impl Classified for Error {
                 ErrorKind::Internal
             }
         }
+    }
+
+    fn is_alarming(&self) -> bool {
+        // An account that has used up its quota is none of the operator's business.
+        !matches!(self, Self::Quota { .. }) && self.kind().is_alarming()
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
 use crate::{
-    format::{Name, PackId},
+    format::{Name, PackId, record::account::Quota},
     io::{MayBeShortage, RuntimeEnded, is_shortage},
 };
 
@@ -180,6 +180,21 @@ pub enum Error {
         most: u64,
     },
 
+    /// An account would have more than its quota allows. Delete some, or have the quota raised.
+    #[error("{}", quota_words(account, *quota, *limit, *used, *more))]
+    Quota {
+        /// Name of the account.
+        account: String,
+        /// The quota.
+        quota: Quota,
+        /// Its limit.
+        limit: u64,
+        /// What the account has.
+        used: u64,
+        /// What it would get.
+        more: u64,
+    },
+
     /// A collection is under way. Wait for its end, or stop it.
     #[error("a garbage collection is running: wait until it ends, or stop it")]
     Collecting,
@@ -245,6 +260,14 @@ pub enum Error {
     /// The store is closing.
     #[error("the store is closing")]
     Closing,
+}
+
+fn quota_words(account: &str, quota: Quota, limit: u64, used: u64, more: u64) -> String {
+    let left = limit.saturating_sub(used);
+    format!(
+        "account {account:?} has a quota of {limit} {quota}: {used} are in use, {left} are left, \
+         and {more} more are needed"
+    )
 }
 
 /// A limit of journals.

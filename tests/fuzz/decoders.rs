@@ -17,7 +17,7 @@ use varve_store::format::{
         checkpoint::{BlockReader, BlockWriter, Part},
     },
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
-    keys::{self, Identity, PackState, Totals},
+    keys::{self, Holdings, Identity, PackState, Totals},
     owner::OWNER_SLOT_BYTES,
     pack::{
         self, Header, PACK_HEADER_BYTES, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
@@ -48,7 +48,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 41] = [
+pub(super) const DECODERS: [Decoder; 42] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -181,6 +181,11 @@ pub(super) const DECODERS: [Decoder; 41] = [
     Decoder {
         name: "index-totals",
         decode: |input| whole(Totals::decode(input), Totals::encode),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-holdings",
+        decode: |input| whole(Holdings::decode(input), |it| it.encode().to_vec()),
         repair: |_| {},
     },
     Decoder {

@@ -51,7 +51,7 @@ use crate::{
         CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
     },
     io::Disk,
-    meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord, check_owner},
+    meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord, check_changes, check_owner},
     pack::{Appended, EncodedRecord, LostPlaces, PackWriter, PlacedRecord},
 };
 
@@ -410,9 +410,14 @@ impl Commit {
     }
 
     /// Steps 2 and 3.
+    ///
+    /// No other change comes between the check of the quotas and the record.
     async fn change_catalog(&self, log: &mut CatalogLog, record: Record) -> Result<()> {
         self.writable()?;
         self.index_writes().await?;
+        let record = self
+            .ask(move |meta| check_changes(meta, record.changes()).map(|()| record))
+            .await?;
         reach(Failpoint::BeforeCatalogLog);
         let sequence = self.written(log.append(&record).await)?;
         reach(Failpoint::CatalogLogSynced);

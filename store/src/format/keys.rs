@@ -18,10 +18,13 @@
 //! | | [`LAST_RUN`] | [`LastRun`](super::LastRun), of the last garbage collection; absent before |
 //! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
 //! | | [`ROOTS_INDEXED`] | nothing; there once all roots are in their families |
+//! | | [`HOLDINGS`] and the number of an account, 8 bytes, big endian | [`Holdings`]; absent if there are none |
+//! | | [`HOLDINGS_COUNTED`] | the catalog sequence up to which the holdings count, 8 bytes |
 //!
 //! The [record formats](super::record) name the column families of each kind. An index that is
 //! older than a kind lacks its families, and opens as one without such records. The families of
-//! tags and of roots are filled when an older index is opened.
+//! tags and of roots are filled when an older index is opened. So are the holdings, also after an
+//! older program has changed the catalog.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -31,7 +34,7 @@ use super::{
     AccountId, FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, StoreId,
     fields::{Fields, FieldsMut},
     pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
-    record::{Counter, Grantee},
+    record::{Counter, Grantee, account::Quota},
 };
 
 /// Locations of chunks.
@@ -67,6 +70,12 @@ pub const LAST_RUN: &[u8] = b"last-gc-run";
 pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
 /// Key of the mark that all roots are in their families.
 pub const ROOTS_INDEXED: &[u8] = b"roots-indexed";
+/// Key of the catalog sequence up to which the [`Holdings`] count.
+pub const HOLDINGS_COUNTED: &[u8] = b"holdings-counted";
+/// The beginning of the keys of [`Holdings`].
+pub const HOLDINGS: &[u8] = b"holdings:";
+/// Greater than all keys of [`Holdings`].
+pub const BEHIND_HOLDINGS: &[u8] = b"holdings;";
 
 /// First byte of every value but ids and [`Totals`].
 const VERSION: u8 = 1;
@@ -405,6 +414,83 @@ impl Totals {
         }
         fields.end()?;
         Ok(totals)
+    }
+}
+
+/// What an account holds: always the exact sums over the records that belong to it.
+#[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Volumes.
+    pub volumes: u64,
+    /// Snapshots, also pending and failed ones.
+    pub snapshots: u64,
+    /// Volumes that are attached.
+    pub attached_volumes: u64,
+}
+
+impl Holdings {
+    const BYTES: usize = 25;
+
+    /// The key of what an account holds.
+    #[must_use]
+    pub fn key_of(account: AccountId) -> Vec<u8> {
+        [HOLDINGS, account.as_bytes()].concat()
+    }
+
+    /// How much of what a quota limits; `None` for one that limits no records.
+    #[must_use]
+    pub const fn of(&self, quota: Quota) -> Option<u64> {
+        match quota {
+            Quota::Volumes => Some(self.volumes),
+            Quota::Snapshots => Some(self.snapshots),
+            Quota::AttachedVolumes => Some(self.attached_volumes),
+            Quota::Uploads | Quota::RequestsPerSecond => None,
+        }
+    }
+
+    /// Both together. There are fewer than 2^64 records.
+    #[must_use]
+    pub const fn plus(self, more: Self) -> Self {
+        Self {
+            volumes: self.volumes.saturating_add(more.volumes),
+            snapshots: self.snapshots.saturating_add(more.snapshots),
+            attached_volumes: self.attached_volumes.saturating_add(more.attached_volumes),
+        }
+    }
+
+    /// These without some of them; `None` if there are fewer.
+    #[must_use]
+    pub fn minus(self, less: Self) -> Option<Self> {
+        Some(Self {
+            volumes: self.volumes.checked_sub(less.volumes)?,
+            snapshots: self.snapshots.checked_sub(less.snapshots)?,
+            attached_volumes: self.attached_volumes.checked_sub(less.attached_volumes)?,
+        })
+    }
+
+    /// As a value: the version (1), then the fields in the order above, 8 bytes each.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        FieldsMut::new(&mut bytes)
+            .u8(VERSION)
+            .u64(self.volumes)
+            .u64(self.snapshots)
+            .u64(self.attached_volumes);
+        bytes
+    }
+
+    /// From a value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new("holdings of an account", bytes);
+        expect_version(&mut fields)?;
+        let holdings = Self {
+            volumes: fields.u64()?,
+            snapshots: fields.u64()?,
+            attached_volumes: fields.u64()?,
+        };
+        fields.end()?;
+        Ok(holdings)
     }
 }
 

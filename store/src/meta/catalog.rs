@@ -8,6 +8,7 @@ use crate::{
     Error, Result,
     format::{
         AccountId, CatalogRecord, FormatError, Kind, Tags, Totals,
+        keys::Holdings,
         record::{Entry, Grantee, RecordKey},
     },
 };
@@ -58,6 +59,13 @@ pub trait Catalog {
         from: &[u8],
         steps: usize,
     ) -> Result<Page<Entry>>;
+
+    /// What an account holds.
+    ///
+    /// # Errors
+    ///
+    /// If the catalog cannot be read.
+    fn holdings(&self, account: AccountId) -> Result<Holdings>;
 
     /// Number of the last catalog log record that was applied; 0 before the first.
     ///

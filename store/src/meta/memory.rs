@@ -16,6 +16,7 @@ use crate::{
     format::{
         AccountId, Change, Kind, LastRun, Location, Name, PackId, PackKind,
         catalog_log::Record,
+        keys::Holdings,
         pack::RecordKind,
         record::{Entry, OwnedKeys},
     },
@@ -245,6 +246,14 @@ impl Catalog for MemoryMeta {
             records: found.into_iter().map(|it| it.entry.clone()).collect(),
             next,
         })
+    }
+
+    fn holdings(&self, account: AccountId) -> Result<Holdings> {
+        let model = self.0.lock();
+        let records = model.records.values();
+        let records = records.flat_map(|records| records.by_id.values());
+        let owned = records.filter(|it| it.keys.owner == account);
+        Ok(owned.fold(Holdings::default(), |sum, it| sum.plus(it.keys.holdings)))
     }
 
     fn catalog_sequence(&self) -> Result<u64> {

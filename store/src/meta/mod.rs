@@ -23,6 +23,7 @@
 //! | `batch` | changes that are made together |
 //! | `key` | keys of records as users give them: an id or a name |
 //! | `record` | rules for names and tags |
+//! | `quotas` | quotas of accounts |
 //! | `rocks` | [`RocksMeta`], which stores use |
 //! | `memory` | [`MemoryMeta`], the model that it is tested against |
 
@@ -31,6 +32,7 @@ mod catalog;
 mod index;
 mod key;
 mod memory;
+mod quotas;
 mod record;
 mod rocks;
 
@@ -51,6 +53,7 @@ pub use self::{
 pub(crate) use self::{
     catalog::behind,
     key::{Lookup, given},
+    quotas::{check_changes, check_room},
     record::{check_account_name, check_description, check_identity, check_owner, no_account},
 };
 use crate::Result;

@@ -4,7 +4,11 @@ use super::Store;
 use crate::{
     Error, Result,
     engine::Priority,
-    format::{CatalogRecord, Change, keys::list_prefix, record::Owned},
+    format::{
+        CatalogRecord, Change,
+        keys::{Holdings, list_prefix},
+        record::Owned,
+    },
     limits,
     meta::{
         self, AccessKeyRecord, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter, Meta,
@@ -215,12 +219,23 @@ impl Store {
         self.engine.meta(Priority::Manage, owned).await
     }
 
+    /// What an account holds.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the catalog.
+    pub async fn holdings(&self, account: AccountId) -> Result<Holdings> {
+        let look = move |meta: &dyn Meta| meta.holdings(account);
+        self.engine.meta(Priority::Manage, look).await
+    }
+
     /// Gives a snapshot to another account.
     ///
     /// # Errors
     ///
     /// [`Error::NotFound`] without the snapshot or the account; [`Error::AlreadyExists`] if the
-    /// account has a snapshot of that name; [`Error::NotCompleted`] for a snapshot that is pending.
+    /// account has a snapshot of that name; [`Error::Quota`] if it may have no more;
+    /// [`Error::NotCompleted`] for a snapshot that is pending.
     pub async fn give_snapshot(&self, key: &SnapshotKey, to: AccountId) -> Result<SnapshotRecord> {
         let snapshot = self.snapshot(key).await?;
         snapshot.completed()?;
@@ -232,7 +247,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`] without the volume or the account; [`Error::AlreadyExists`] if the
-    /// account has a volume of that name; [`Error::Attached`] while it is attached;
+    /// account has a volume of that name; [`Error::Quota`] if it may have no more;
+    /// [`Error::Attached`] while it is attached;
     /// [`Error::HasPending`] while snapshots of it are pending.
     pub async fn give_volume(&self, key: &VolumeKey, to: AccountId) -> Result<VolumeRecord> {
         let volume = self.volume(key).await?;

@@ -17,10 +17,10 @@ use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
 use crate::{
     Result,
     engine::{Engine, Options, Priority},
-    format::store_file::FORMAT_VERSION,
+    format::{keys::Holdings, store_file::FORMAT_VERSION},
     gc::Collector,
     ingest::{Ingest, NewSnapshot},
-    meta::{Lookup as _, Meta, Records as _, SnapshotRecord},
+    meta::{Lookup as _, Meta, Records as _, SnapshotRecord, check_room},
     recovery::{self, RecoveryReport},
     volume::Volumes,
 };
@@ -113,16 +113,21 @@ impl Store {
     ///
     /// [`Error::Invalid`](crate::Error::Invalid) if it cannot be a snapshot,
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that is taken,
+    /// [`Error::Quota`](crate::Error::Quota) if its owner may have no more snapshots,
     /// [`Error::Poisoned`](crate::Error::Poisoned) once the store has stopped writing.
     pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
         let ingest = Ingest::begin(Arc::clone(&self.engine), new)?;
         let new = ingest.new_snapshot();
         let (owner, name) = (new.owner, new.name.clone());
-        let named = move |meta: &dyn Meta| meta.get_named::<SnapshotRecord>(owner, &name);
-        let taken = self.engine.meta(Priority::Read, named).await?;
-        if let Some(taken) = taken {
-            return Err(taken.name_taken_error());
-        }
+        let more = Holdings {
+            snapshots: 1,
+            ..Holdings::default()
+        };
+        let check = move |meta: &dyn Meta| match meta.get_named::<SnapshotRecord>(owner, &name)? {
+            Some(taken) => Err(taken.name_taken_error()),
+            None => check_room(meta, owner, more),
+        };
+        self.engine.meta(Priority::Read, check).await?;
         Ok(ingest)
     }
 

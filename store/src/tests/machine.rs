@@ -18,8 +18,8 @@ use crate::{
     AccountId, Error, Options, RebuildReport, RecoveryReport, Result, Store,
     engine::DirectoryLock,
     format::{
-        Kind, LastRun, Location, Name, PackId, StoreId, catalog_log::LogHeader, names,
-        record::Entry,
+        Kind, LastRun, Location, Name, PackId, StoreId, catalog_log::LogHeader, keys::Holdings,
+        names, record::Entry,
     },
     io::{Disk, sim::SimDisk},
     limits,
@@ -197,6 +197,9 @@ impl Catalog for PowerlessMeta {
         steps: usize,
     ) -> Result<Page<Entry>> {
         self.applied.entries(kind, filter, from, steps)
+    }
+    fn holdings(&self, account: AccountId) -> Result<Holdings> {
+        self.applied.holdings(account)
     }
     fn catalog_sequence(&self) -> Result<u64> {
         self.applied.catalog_sequence()

@@ -36,6 +36,7 @@ mod pending;
 mod pending_faults;
 mod possession;
 mod promises;
+mod quotas;
 mod rebuilt;
 mod repairs;
 mod shares;

@@ -8,7 +8,7 @@ use super::{Volumes, journal::remove_journal};
 use crate::{
     Error, Result,
     engine::RootPin,
-    format::volume::SECTOR_BYTES,
+    format::{keys::Holdings, volume::SECTOR_BYTES},
     io::offload,
     limits,
     meta::{
@@ -55,6 +55,11 @@ impl NewVolume {
                 most: limits::VOLUMES_MAX,
             });
         }
+        let more = Holdings {
+            volumes: 1,
+            ..Holdings::default()
+        };
+        meta::check_room(meta, self.owner, more)?;
         Ok(VolumeRecord {
             id,
             size_bytes: size(&self.name, self.size_bytes, from.as_ref())?,

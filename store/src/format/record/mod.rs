@@ -34,7 +34,7 @@ pub use self::{
     token::TokenRecord,
     volume::VolumeRecord,
 };
-use super::{AccountId, FormatError, IdKind, RecordId, keys};
+use super::{AccountId, FormatError, IdKind, RecordId, keys, keys::Holdings};
 
 /// Tags of a record, by their keys.
 pub type Tags = BTreeMap<String, String>;
@@ -68,6 +68,11 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The roots whose content the store keeps as long as the record is there. A kind without any
     /// has to say so: garbage collection takes all content that no record names.
     fn roots(&self) -> Vec<RootId>;
+
+    /// What its owner holds by it.
+    fn holdings(&self) -> Holdings {
+        Holdings::default()
+    }
 
     /// The root of its content, if it has all of it: a key that finds the record, if its kind has a
     /// family for that.
@@ -319,6 +324,8 @@ pub struct OwnedKeys {
     pub logical_bytes: u64,
     /// See [`CatalogRecord::roots`].
     pub roots: Vec<RootId>,
+    /// See [`CatalogRecord::holdings`].
+    pub holdings: Holdings,
 }
 
 impl OwnedKeys {
@@ -351,6 +358,7 @@ fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> 
         root: record.whole_root(),
         logical_bytes: record.logical_bytes(),
         roots: record.roots(),
+        holdings: record.holdings(),
     })
 }
 

@@ -8,6 +8,7 @@ use super::{CatalogRecord, Counter, Keys, Kind, Owned, Sharing, Tagged, Tags, na
 use crate::format::{
     AccountId, FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
     fields::{Fields, optional, put_tags, put_text},
+    keys::Holdings,
 };
 
 /// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a
@@ -208,6 +209,13 @@ impl CatalogRecord for SnapshotRecord {
 
     fn logical_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    fn holdings(&self) -> Holdings {
+        Holdings {
+            snapshots: 1,
+            ..Holdings::default()
+        }
     }
 
     /// A pending snapshot has none: its content is the base of its volume, and the journal.

@@ -8,6 +8,7 @@ use super::{CatalogRecord, Counter, Keys, Kind, Owned, Tagged, Tags, named};
 use crate::format::{
     AccountId, FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
     fields::{Fields, optional, put_count, put_tags, put_text},
+    keys::Holdings,
 };
 
 /// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending
@@ -138,6 +139,14 @@ impl CatalogRecord for VolumeRecord {
 
     fn roots(&self) -> Vec<RootId> {
         self.base.into_iter().collect()
+    }
+
+    fn holdings(&self) -> Holdings {
+        Holdings {
+            volumes: 1,
+            attached_volumes: self.attached_at_ns.is_some().into(),
+            ..Holdings::default()
+        }
     }
 
     fn encode(&self) -> Vec<u8> {

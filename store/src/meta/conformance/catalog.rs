@@ -387,3 +387,56 @@ pub(super) fn remotes_are_found_by_name(meta: &dyn Meta) {
         [remote("us", "unix:/b")]
     );
 }
+
+pub(super) fn what_an_account_holds_is_counted(meta: &dyn Meta) {
+    let held = |number| {
+        let holdings = meta.holdings(account(number)).unwrap();
+        (
+            holdings.volumes,
+            holdings.snapshots,
+            holdings.attached_volumes,
+        )
+    };
+    let disk = |owner, attached_at_ns| VolumeRecord {
+        owner: account(owner),
+        attached_at_ns,
+        ..volume(1, "db")
+    };
+    assert_eq!(held(0), (0, 0, 0));
+    put_snapshots(meta, [snapshot(1, "a"), owned(7, snapshot(2, "a"))]);
+    put_volumes(meta, [disk(7, None), volume(2, "db")]);
+    assert_eq!((held(0), held(7)), ((1, 1, 0), (1, 1, 0)));
+    put_volumes(meta, [disk(7, Some(1))]);
+    // The same once more changes nothing.
+    put_volumes(meta, [disk(7, Some(2))]);
+    assert_eq!(held(7), (1, 1, 1));
+    // Both are given away: in one record, and with a change that is undone in the same record.
+    let several = Record::Several(vec![
+        Change::put(&disk(8, None)),
+        Change::put(&owned(9, snapshot(2, "a"))),
+        Change::put(&owned(8, snapshot(2, "b"))),
+        Change::put(&owned(8, snapshot(3, "c"))),
+        Change::delete::<SnapshotRecord>(&snapshot_id(3)),
+    ]);
+    meta.apply(records(meta, [several]), false).unwrap();
+    assert_eq!((held(7), held(8)), ((0, 0, 0), (1, 1, 0)));
+    assert_eq!((held(0), held(9)), ((1, 1, 0), (0, 0, 0)));
+    // What is not there is nobody's.
+    let gone = [2, 2, 9].map(|n| Change::delete::<SnapshotRecord>(&snapshot_id(n)));
+    meta.apply(changes(meta, gone), false).unwrap();
+    assert_eq!(held(8), (1, 0, 0));
+    // A batch that is refused counts nothing.
+    let taken = [
+        Change::put(&owned(8, snapshot(5, "x"))),
+        Change::put(&owned(8, snapshot(6, "x"))),
+    ];
+    assert!(meta.apply(changes(meta, taken), false).is_err());
+    assert_eq!(held(8), (1, 0, 0));
+
+    meta.apply(Batch::clearing_the_catalog(), false).unwrap();
+    assert_eq!((held(0), held(8)), ((0, 0, 0), (0, 0, 0)));
+    let fill = Batch::of_checkpoint(vec![Change::put(&disk(8, Some(1)))]);
+    meta.apply(fill, false).unwrap();
+    meta.apply(Batch::completing_checkpoint(9), false).unwrap();
+    assert_eq!((held(0), held(8)), ((0, 0, 0), (1, 0, 1)));
+}

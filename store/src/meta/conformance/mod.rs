@@ -84,6 +84,7 @@ over_every_meta!(
     a_catalog_is_made_anew_from_a_checkpoint,
     a_checkpoint_goes_only_into_a_catalog_that_was_cleared,
     a_view_of_the_catalog_stays_as_it_was,
+    what_an_account_holds_is_counted,
 );
 
 pub(super) fn chunk(number: u64) -> Name {

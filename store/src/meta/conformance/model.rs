@@ -123,6 +123,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             Change::put(&VolumeRecord {
                 owner,
                 attachments: attachments.into(),
+                attached_at_ns: attachments.is_multiple_of(2).then_some(1),
                 tags: tags_of(attachments),
                 ..volume(number, name)
             })
@@ -280,6 +281,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             )
         })
         .collect();
+    let holdings = owners.map(|owner| meta.holdings(owner).unwrap());
     let by_root: Vec<_> = (0..4).map(|root| of_root(meta, root)).collect();
     (
         (
@@ -288,7 +290,9 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         meta.lookup(&names).unwrap(),
-        (pages, by_tags, by_name, by_owner, shared, by_id, by_root),
+        (
+            pages, by_tags, by_name, by_owner, shared, by_id, by_root, holdings,
+        ),
     )
 }
 

@@ -54,6 +54,11 @@ impl Meta for RocksMeta {
             keys::CATALOG_SEQUENCE,
             keys::encode_sequence(after.catalog_sequence),
         );
+        write.put_cf(
+            family,
+            keys::HOLDINGS_COUNTED,
+            keys::encode_sequence(after.catalog_sequence),
+        );
         // As long as no pack was forgotten, the states of the packs have this number.
         if batch.packs.values().any(Option::is_none) {
             write.put_cf(
@@ -99,6 +104,7 @@ impl Database {
         write.put_cf(family, keys::IDENTITY, keys::Identity { store }.encode());
         write.put_cf(family, keys::TAGS_INDEXED, []);
         write.put_cf(family, keys::ROOTS_INDEXED, []);
+        write.put_cf(family, keys::HOLDINGS_COUNTED, keys::encode_sequence(0));
         self.put(write, true)?;
         self.db
             .flush_cf(family)

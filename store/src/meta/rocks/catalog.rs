@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     format::{
         AccountId, Change, Kind,
-        keys::{self, Counts},
+        keys::{self, Counts, Holdings},
         record::{Entry, OwnedKeys},
     },
     meta::{Batch, Catalog, CatalogView, Filter, Page, Totals, behind},
@@ -309,6 +309,43 @@ impl Database {
         self.put(write, true)
     }
 
+    fn holdings(&self, account: AccountId) -> Result<Holdings> {
+        match self.get(keys::META, &Holdings::key_of(account))? {
+            Some(value) => Holdings::decode(&value).map_err(undecodable),
+            None => Ok(Holdings::default()),
+        }
+    }
+
+    /// Counts the holdings in an index that is older than they are, or that an older program has
+    /// changed since.
+    pub(super) fn count_holdings(&self) -> Result<()> {
+        let sequence = self.get(keys::META, keys::CATALOG_SEQUENCE)?;
+        let sequence = sequence.unwrap_or_else(|| keys::encode_sequence(0).to_vec());
+        if self.get(keys::META, keys::HOLDINGS_COUNTED)?.as_ref() == Some(&sequence) {
+            return Ok(());
+        }
+        let mut all: BTreeMap<AccountId, Holdings> = BTreeMap::new();
+        for kind in self.kinds.iter() {
+            let records = self.family(kind.records)?;
+            for entry in self.db.iterator_cf(records, IteratorMode::Start) {
+                let (_, value) = entry.map_err(unreadable)?;
+                let record = keys_of(&Entry::new(kind, value.into_vec()))?;
+                if record.holdings != Holdings::default() {
+                    let sum = all.entry(record.owner).or_default();
+                    *sum = sum.plus(record.holdings);
+                }
+            }
+        }
+        let family = self.family(keys::META)?;
+        let mut write = WriteBatch::default();
+        write.delete_range_cf(family, keys::HOLDINGS, keys::BEHIND_HOLDINGS);
+        for (account, holdings) in all {
+            write.put_cf(family, Holdings::key_of(account), holdings.encode());
+        }
+        write.put_cf(family, keys::HOLDINGS_COUNTED, sequence);
+        self.put(write, true)
+    }
+
     fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
         let Some(family) = kind.roots else {
             return Ok(None);
@@ -333,6 +370,8 @@ impl Database {
                 write.delete_range_cf(self.family(family)?, &[] as &[u8], &BEHIND_ALL_KEYS);
             }
         }
+        let meta = self.family(keys::META)?;
+        write.delete_range_cf(meta, keys::HOLDINGS, keys::BEHIND_HOLDINGS);
         totals.snapshots = 0;
         totals.logical_bytes = 0;
         totals.volumes = 0;
@@ -389,6 +428,10 @@ impl Catalog for RocksMeta {
         self.reading(|database| database.entries(kind, filter, from, steps))
     }
 
+    fn holdings(&self, account: AccountId) -> Result<Holdings> {
+        self.reading(|database| database.holdings(account))
+    }
+
     fn catalog_sequence(&self) -> Result<u64> {
         Ok(self.known.read().catalog_sequence)
     }
@@ -408,6 +451,7 @@ struct Changes<'a> {
     records: BTreeMap<(u8, Vec<u8>), Changed>,
     /// Ids by family and key: of labels, of tags, and of roots.
     ids: BTreeMap<(&'static str, Vec<u8>), Option<Vec<u8>>>,
+    holdings: BTreeMap<AccountId, Holdings>,
 }
 
 impl<'a> Changes<'a> {
@@ -416,7 +460,33 @@ impl<'a> Changes<'a> {
             database,
             records: BTreeMap::new(),
             ids: BTreeMap::new(),
+            holdings: BTreeMap::new(),
         }
+    }
+
+    /// Changes what the owner of a record holds by it.
+    fn hold(
+        &mut self,
+        record: &OwnedKeys,
+        change: impl FnOnce(Holdings, Holdings) -> Option<Holdings>,
+    ) -> Result<()> {
+        if record.holdings == Holdings::default() {
+            return Ok(());
+        }
+        let owner = record.owner;
+        let before = match self.holdings.get(&owner) {
+            Some(changed) => *changed,
+            None => self.database.holdings(owner)?,
+        };
+        let after = change(before, record.holdings).ok_or_else(|| Error::Index {
+            verb: "keep its totals",
+            message: format!(
+                "{:?} are to be taken from {before:?} of account {owner}; {REMEDY}",
+                record.holdings
+            ),
+        })?;
+        self.holdings.insert(owner, after);
+        Ok(())
     }
 
     /// The id that has a list key.
@@ -476,6 +546,7 @@ impl<'a> Changes<'a> {
         }
         // It cannot overflow with fewer than 2^64 records.
         totals.logical_bytes = (totals.logical_bytes).saturating_add(record.logical_bytes.into());
+        self.hold(&record, |before, more| Some(before.plus(more)))?;
         self.point(kind, &record, Some(&record.id));
         self.records
             .insert((kind.number, record.id), (kind, Some(entry)));
@@ -491,6 +562,7 @@ impl<'a> Changes<'a> {
             take(count, 1)?;
         }
         take(&mut totals.logical_bytes, present.logical_bytes.into())?;
+        self.hold(&present, Holdings::minus)?;
         self.point(kind, &present, None);
         self.records.insert((kind.number, present.id), (kind, None));
         Ok(())
@@ -509,6 +581,14 @@ impl<'a> Changes<'a> {
             match id {
                 Some(id) => write.put_cf(family, key, id),
                 None => write.delete_cf(family, key),
+            }
+        }
+        let family = self.database.family(keys::META)?;
+        for (account, holdings) in self.holdings {
+            let key = Holdings::key_of(account);
+            match holdings == Holdings::default() {
+                true => write.delete_cf(family, key),
+                false => write.put_cf(family, key, holdings.encode()),
             }
         }
         Ok(())

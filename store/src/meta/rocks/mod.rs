@@ -200,6 +200,7 @@ impl Database {
             )));
         }
         database.fill_families()?;
+        database.count_holdings()?;
         let known = Known {
             totals: match database.get(keys::META, keys::TOTALS)? {
                 Some(value) => Totals::decode(&value).map_err(undecodable)?,

@@ -190,6 +190,44 @@ fn an_index_that_lacks_families_of_tags_and_roots_gets_them_when_it_is_opened() 
     }
 }
 
+#[test]
+fn holdings_are_counted_in_an_older_index_and_after_an_older_program() {
+    let (_dir, path) = path();
+    let mut meta = RocksMeta::create(&path, STORE).unwrap();
+    let owner = AccountId::from_number(7).unwrap();
+    let owned = |number: u8| VolumeRecord {
+        owner,
+        ..volume(number, &number.to_string())
+    };
+    let mut batch = Batch::default();
+    batch.catalog(1, Record::One(Change::put(&owned(1))));
+    batch.catalog(2, Record::One(Change::put(&owned(2))));
+    meta.apply(batch, true).unwrap();
+    for wrong in [None, Some(keys::encode_sequence(1))] {
+        let database = database_of(&mut meta);
+        let family = database.family(keys::META).unwrap();
+        // As an older program leaves it: it knows neither the mark nor the counts.
+        match wrong {
+            None => database.db.delete_cf(family, keys::HOLDINGS_COUNTED),
+            Some(sequence) => database.db.put_cf(family, keys::HOLDINGS_COUNTED, sequence),
+        }
+        .unwrap();
+        for (account, volumes) in [(owner, 9), (AccountId::ADMINISTRATOR, 3)] {
+            let holdings = keys::Holdings {
+                volumes,
+                ..keys::Holdings::default()
+            };
+            let key = keys::Holdings::key_of(account);
+            database.db.put_cf(family, key, holdings.encode()).unwrap();
+        }
+        drop(meta);
+        meta = RocksMeta::open(&path, STORE).unwrap();
+        assert_eq!(meta.holdings(owner).unwrap().volumes, 2);
+        let others = meta.holdings(AccountId::ADMINISTRATOR).unwrap();
+        assert_eq!(others, keys::Holdings::default());
+    }
+}
+
 /// A page that is the whole list.
 fn whole<R>(records: Vec<R>) -> Page<R> {
     Page {

@@ -37,7 +37,7 @@ use crate::{
     Error, ListPlace, ListQuery, Result,
     engine::{Engine, Priority, joined},
     failpoints::{Failpoint, reach},
-    format::{Change, journal::first_sequence_of},
+    format::{Change, journal::first_sequence_of, keys::Holdings},
     limits,
     meta::{
         self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, Records as _, Sharing,
@@ -111,8 +111,9 @@ impl Volumes {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`] when a snapshot has such a name, [`Error::Limit`] when too many of
-    /// a volume are pending. None of them is made then.
+    /// [`Error::AlreadyExists`] when a snapshot has such a name, [`Error::Quota`] when the owner
+    /// may not have so many more, [`Error::Limit`] when too many of a volume are pending. None of
+    /// them is made then.
     pub(crate) async fn snapshot_volumes(
         self: &Arc<Self>,
         new: NewSnapshots,
@@ -125,6 +126,15 @@ impl Volumes {
             )));
         }
         meta::check_tags("snapshot", &new.tags)?;
+        let (owner, more) = (
+            new.owner,
+            Holdings {
+                snapshots: new.volumes.len() as u64,
+                ..Holdings::default()
+            },
+        );
+        let room = move |meta: &dyn Meta| meta::check_room(meta, owner, more);
+        self.engine.meta(Priority::Read, room).await?;
         let mut wanted: BTreeMap<VolumeId, Wanted> = BTreeMap::new();
         for key in &new.volumes {
             let record = self.volume(key).await?;
