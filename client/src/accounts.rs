@@ -310,7 +310,10 @@ impl Client {
             return Err(Error::new(ErrorKind::Invalid, what, why));
         }
         let block = update.public_access_block;
-        let block = block.map_or(v1::PublicAccessBlock::Unspecified, |it| it.to_proto());
+        let block = block.map_or(
+            v1::PublicAccessBlock::Unspecified,
+            PublicAccessBlock::to_proto,
+        );
         let quotas = update.quotas.into_iter();
         let as_it_is = v1::AccountState::Unspecified;
         let state = update.state.map_or(as_it_is, AccountState::to_proto);

@@ -26,7 +26,8 @@ pub enum ErrorKind {
     Conflict,
     /// The daemon cannot be reached, or the connection was lost: retry when the daemon runs.
     Unreachable,
-    /// The daemon's disk is full, or the disk of a local file. Free space, then retry.
+    /// The daemon's disk is full, or the disk of a local file, or a quota of the account is used
+    /// up. Free space or delete something, then retry.
     OutOfSpace,
     /// Content does not match its id: verify the store, and restore the damaged part.
     Damaged,

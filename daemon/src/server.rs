@@ -23,7 +23,7 @@ use varve_store::{Options, Store};
 
 use crate::{
     auth::{
-        Accounts, Door,
+        Accounts, Door, Rates,
         audit::{Audit, AuditError, OnFailure, Settings as AuditSettings},
         key::FILE_NAME as KEY_FILE,
     },
@@ -262,6 +262,7 @@ impl Server {
         let door = Door {
             directory: accounts.directory().clone(),
             audit: Some(Arc::clone(&audit)),
+            rates: Arc::new(Rates::new()),
         };
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {

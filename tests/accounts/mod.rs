@@ -7,6 +7,7 @@ mod certificates;
 mod core_dumps;
 mod cost;
 mod exports;
+mod quotas;
 mod sharing;
 mod table;
 mod tickets;

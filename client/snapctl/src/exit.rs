@@ -12,7 +12,7 @@ use crate::output::{self, Output};
 pub(crate) const HELP: &str = "\
 Exit codes: 0 success, 1 failure, 2 wrong usage or an invalid value, 3 not found (a snapshot or \
 volume, for example), 4 exists already, 5 daemon not reachable, \
-6 damage found, 7 no space left, 8 not possible in this state (a volume is attached, for example), \
+6 damage found, 7 no space left or a quota used up, 8 not possible in this state (a volume is attached, for example), \
 130 interrupted, 141 output closed by its reader.
 
 With --output json, an error is JSON too, on standard error: {\"error\": {\"kind\": KIND, \

@@ -128,9 +128,20 @@ impl Caller {
         self.token
     }
 
-    /// The holder of places and bytes: all operations of a connection share the limits of one
-    /// caller.
+    /// The holder of places and bytes, once it was [resolved](Self::resolved): all operations of an
+    /// account share what one caller gets, over however many connections. Those of the
+    /// administrator have it for each connection.
     pub(crate) fn holder(&self) -> Holder {
+        match &self.principal {
+            Some(Some(principal)) if !principal.is_administrator() => {
+                Holder::of_account(principal.id().number(), !self.peer.is_remote())
+            }
+            _ => self.connection(),
+        }
+    }
+
+    /// The holder of what each connection may have.
+    pub(crate) fn connection(&self) -> Holder {
         Holder {
             number: self.number,
             is_local: !self.peer.is_remote(),
@@ -153,6 +164,8 @@ impl fmt::Display for Caller {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use varve_store::{AccountId, AccountRecord, Scopes};
 
     use super::*;
 
@@ -178,5 +191,30 @@ mod tests {
         let loopback = Caller::new(Face::Nbd, Peer::Tcp("127.0.0.1:4".parse().unwrap()));
         assert!(!loopback.is_overheard());
         assert_ne!(remote.holder().number, number, "callers share with nobody");
+    }
+
+    #[test]
+    fn all_connections_of_an_account_hold_as_one() {
+        let acting = |number| {
+            let account = AccountRecord {
+                id: AccountId::from_number(number).unwrap(),
+                ..AccountRecord::administrator()
+            };
+            Caller {
+                principal: Some(Some(Principal {
+                    account: Arc::new(account),
+                    identity: "uid:1000".to_owned(),
+                    scopes: Scopes::ALL,
+                })),
+                ..Caller::new(Face::Grpc, Peer::Given)
+            }
+        };
+        assert_eq!(acting(7).holder(), acting(7).holder());
+        assert_ne!(acting(7).holder(), acting(8).holder());
+        assert_ne!(acting(7).connection(), acting(7).connection());
+        // The administrator's share is that of each connection.
+        let admin = acting(0);
+        assert_eq!(admin.holder(), admin.connection());
+        assert_ne!(admin.holder(), acting(0).holder());
     }
 }

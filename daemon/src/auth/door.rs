@@ -21,9 +21,9 @@ use varve_nbd::without_tickets;
 use varve_store::AccountId;
 
 use super::{
-    Caller, Directory, Principal, TokenError,
+    Caller, Directory, Principal, Rates, TokenError, TooFast,
     audit::{Audit, AuditError, Event, OK},
-    policy::{Denied, is_change, is_relief, permit},
+    policy::{Denied, counts, is_change, is_relief, permit},
 };
 use crate::{
     error::{Classified, ErrorKind},
@@ -201,6 +201,7 @@ pub(crate) struct Door {
     pub(crate) directory: Directory,
     /// `None`: nothing is told.
     pub(crate) audit: Option<Arc<Audit>>,
+    pub(crate) rates: Arc<Rates>,
 }
 
 impl Door {
@@ -210,6 +211,7 @@ impl Door {
         Self {
             directory: Directory::new(0),
             audit: None,
+            rates: Arc::new(Rates::new()),
         }
     }
 
@@ -238,6 +240,9 @@ pub(crate) enum Closed {
     /// Changes wait until the audit log can be written.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The account makes more requests than its quota allows.
+    #[error(transparent)]
+    TooFast(#[from] TooFast),
 }
 
 impl Classified for Closed {
@@ -245,6 +250,14 @@ impl Classified for Closed {
         match self {
             Self::Denied(denied) => denied.kind(),
             Self::Audit(_) => ErrorKind::Unavailable,
+            Self::TooFast(error) => error.kind(),
+        }
+    }
+
+    fn is_alarming(&self) -> bool {
+        match self {
+            Self::TooFast(error) => error.is_alarming(),
+            other => other.kind().is_alarming(),
         }
     }
 }
@@ -303,7 +316,7 @@ impl Attempt {
         let mut attempt = Self::new(caller, action, on);
         attempt.who = principal.as_ref().map(|it| (it.id(), it.identity.clone()));
         attempt.audit.clone_from(&door.audit);
-        match attempt.permit(principal.as_ref()) {
+        match attempt.permit(door, principal.as_ref()) {
             Ok(()) => Ok(attempt),
             Err(closed) => {
                 attempt.fail(&closed);
@@ -325,8 +338,11 @@ impl Attempt {
         attempt.fail(error);
     }
 
-    fn permit(&self, principal: Option<&Principal>) -> Result<(), Closed> {
+    fn permit(&self, door: &Door, principal: Option<&Principal>) -> Result<(), Closed> {
         permit(principal, self.action)?;
+        if let Some(principal) = principal.filter(|_| counts(self.action)) {
+            door.rates.count(&principal.account)?;
+        }
         let must_be_told = is_change(self.action) && !is_relief(self.action);
         if let (Some(audit), true) = (&self.audit, must_be_told) {
             audit.admit()?;
@@ -439,7 +455,7 @@ impl Attempt {
         // An error may repeat a text of the caller.
         let (kind, text) = (error.kind(), error.to_string());
         let text = without_tickets(&text);
-        self.failed(kind, &text);
+        self.failed(kind, error.is_alarming(), &text);
         let is_refusal = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated].contains(&kind);
         let audit = self.audit.as_ref();
         if let Some(audit) = audit.filter(|_| is_refusal || is_change(self.action)) {
@@ -478,7 +494,7 @@ impl Attempt {
 
     /// Logs an end without an outcome: what has changed is not known.
     fn cut_off(&self, kind: ErrorKind, error: &str) {
-        self.failed(kind, error);
+        self.failed(kind, kind.is_alarming(), error);
         if let Some(audit) = self.audit_of_change() {
             self.told(&[], kind.name(), Some(error), |event| {
                 audit.try_record(event)
@@ -492,11 +508,11 @@ impl Attempt {
         debug!(call, %caller, on, seconds = self.seconds(), "call served");
     }
 
-    /// Logs at `warn` if the daemon or the disk is at fault, at `debug` if the caller is.
-    fn failed(&self, code: ErrorKind, error: &str) {
+    /// Logs at `warn` if an operator should see it, at `debug` if the caller is at fault.
+    fn failed(&self, code: ErrorKind, is_alarming: bool, error: &str) {
         let (call, caller, on) = (self.name(), &self.caller, self.target());
         let seconds = self.seconds();
-        if code.is_alarming() {
+        if is_alarming {
             warn!(call, ?code, error, %caller, on, seconds, "call failed");
         } else {
             debug!(call, ?code, error, %caller, on, seconds, "call refused");

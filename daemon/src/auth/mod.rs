@@ -9,6 +9,7 @@
 //! - `token`, `access_key`: credentials as texts, and what the store keeps of their secrets.
 //! - `ticket`: attach tickets, which open one volume over NBD.
 //! - `key`: the key of all of them.
+//! - `rates`: requests per second of accounts.
 //! - `failures`: slows down who shows wrong tokens or tickets.
 //!
 //! Sockets and TLS decide who may connect, see [`net`](crate::net).
@@ -22,6 +23,7 @@ mod door;
 mod failures;
 pub(crate) mod key;
 mod policy;
+mod rates;
 mod ticket;
 mod token;
 
@@ -32,4 +34,5 @@ pub(crate) use directory::{Directory, Principal, TokenError};
 pub(crate) use door::{Action, Attempt, Changed, Closed, Door, Resource, done};
 pub(crate) use failures::Failures;
 pub(crate) use policy::Denied;
+pub(crate) use rates::{Rates, TooFast};
 pub(crate) use ticket::{Attachment, Ticket, TicketError};

@@ -194,6 +194,12 @@ pub(crate) const fn is_relief(action: Action) -> bool {
     )
 }
 
+/// Returns true if an operation counts as a request of its account. An account that makes too many
+/// can still take away and give up, and its guests keep their disks.
+pub(super) const fn counts(action: Action) -> bool {
+    !is_relief(action) && !matches!(action, Action::WhoAmI)
+}
+
 /// Decides whether a caller may do an operation, apart from what it does it to.
 ///
 /// # Errors

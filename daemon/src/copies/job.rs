@@ -7,7 +7,7 @@ use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use varve_client::ErrorKind;
 use varve_content::tree::Root;
-use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns};
+use varve_store::{AccountId, CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns};
 
 use super::{limiter::Limiter, remotes::Source, source::CopyError};
 use crate::{
@@ -174,8 +174,13 @@ impl Job {
         }
     }
 
-    /// The identity under which the copy holds shared places.
+    /// The identity under which the copy holds shared places: all copies of an account share what
+    /// one of the administrator's gets.
     pub(super) fn holder(&self) -> Holder {
+        let owner = self.known.lock().record.owner;
+        if owner != AccountId::ADMINISTRATOR {
+            return Holder::of_account(owner.number(), true);
+        }
         let number = blake3::hash(self.id.as_bytes());
         let number = number.as_bytes().first_chunk().copied().unwrap_or_default();
         Holder {

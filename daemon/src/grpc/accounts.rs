@@ -28,7 +28,7 @@ impl AccountService for AccountCalls {
     ) -> Result<Response<v1::Account>, Status> {
         let (caller, request) = calls::opened(&self.0, request)?;
         let found = self.0.account(&caller, &request.account);
-        calls::answer(found, convert::account).await
+        calls::answer(found, convert::account_use).await
     }
 
     async fn list_accounts(

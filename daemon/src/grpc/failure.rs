@@ -1,5 +1,7 @@
 //! Failures of calls, and the one match from kinds of failures to gRPC codes.
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 
 use crate::{
@@ -40,12 +42,12 @@ impl From<GaveWay> for Failure {
 }
 
 impl Failure {
-    /// Returns true if the same call can succeed later, when the daemon is less busy.
-    fn passes(&self) -> bool {
+    /// When the same call can succeed, if it can.
+    fn pushback(&self) -> Option<Duration> {
         match self {
-            Self::Service(error) => error.passes(),
-            Self::Untaken { .. } => true,
-            Self::Receive(_) => false,
+            Self::Service(error) => error.pushback(),
+            Self::Untaken { .. } => Some(limits::BUSY_PUSHBACK),
+            Self::Receive(_) => None,
         }
     }
 }
@@ -56,6 +58,13 @@ impl Classified for Failure {
             Self::Service(error) => error.kind(),
             Self::Untaken { .. } => ErrorKind::ResourceExhausted,
             Self::Receive(status) => kind(status.code()),
+        }
+    }
+
+    fn is_alarming(&self) -> bool {
+        match self {
+            Self::Service(error) => error.is_alarming(),
+            other => other.kind().is_alarming(),
         }
     }
 }
@@ -109,8 +118,9 @@ impl From<&Failure> for Status {
             return status.clone();
         }
         let mut status = Self::new(code(failure.kind()), failure.to_string());
-        if failure.passes() {
-            let pushback = limits::BUSY_PUSHBACK.as_millis();
+        if let Some(pushback) = failure.pushback() {
+            // Not sooner than that.
+            let pushback = pushback.as_nanos().div_ceil(1_000_000);
             if let Ok(pushback) = pushback.to_string().parse() {
                 status.metadata_mut().insert(PUSHBACK, pushback);
             }
@@ -130,7 +140,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use varve_content::{ChunkId, chunker::check_canonical, tree::Leaf};
-    use varve_store::{Damage, Error, JournalLimit, Place};
+    use varve_store::{Damage, Error, JournalLimit, Place, Quota};
 
     use super::{Error as ServiceError, *};
     use crate::tasks::TaskEnded;
@@ -263,6 +273,17 @@ mod tests {
                 Error::Limit("64 uploads".into()),
                 Code::Unavailable,
                 "64 uploads",
+            ),
+            (
+                Error::Quota {
+                    account: "web".into(),
+                    quota: Quota::Snapshots,
+                    limit: 10,
+                    used: 8,
+                    more: 3,
+                },
+                Code::ResourceExhausted,
+                "account \"web\" has a quota of 10 snapshots: 8 are in use, 2 are left, and 3 more",
             ),
             (
                 Error::TooMany {

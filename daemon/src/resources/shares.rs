@@ -56,6 +56,14 @@ impl Holder {
         number: 0,
         is_local: true,
     };
+
+    /// An account, at whatever connection. Numbers of connections and of accounts do not meet.
+    pub(crate) const fn of_account(number: u64, is_local: bool) -> Self {
+        Self {
+            number: number | 1 << 63,
+            is_local,
+        }
+    }
 }
 
 /// The limit on work under way is reached.

@@ -67,10 +67,19 @@ pub(crate) struct NewToken {
     pub(crate) lifetime: Option<Duration>,
 }
 
+/// An account, and what of its quotas it uses now.
+#[derive(Debug, Clone)]
+pub(crate) struct AccountUse {
+    pub(crate) record: AccountRecord,
+    pub(crate) used: BTreeMap<Quota, u64>,
+}
+
 /// A caller, as the daemon knows it.
 #[derive(Debug, Clone)]
 pub(crate) struct WhoAmI {
     pub(crate) principal: Option<Principal>,
+    /// `None`: the caller is nobody.
+    pub(crate) account: Option<AccountUse>,
 }
 
 impl Service {
@@ -107,14 +116,29 @@ impl Service {
     }
 
     /// The account of this id, name or alias.
-    pub(crate) async fn account(&self, caller: &Caller, account: &str) -> Result<AccountRecord> {
+    pub(crate) async fn account(&self, caller: &Caller, account: &str) -> Result<AccountUse> {
         let on = [Resource::Account(account)];
         self.pass(caller, Action::GetAccount, &on, async {
             let found = self.directory().find(account);
             let found = found.ok_or_else(|| request::not_found("account", account))?;
-            Ok(AccountRecord::clone(&found))
+            self.account_use(&found).await
         })
         .await
+    }
+
+    async fn account_use(&self, account: &AccountRecord) -> Result<AccountUse> {
+        let holdings = self.store().holdings(account.id).await?;
+        let used = Quota::ALL.into_iter().filter_map(|quota| {
+            let used = match quota {
+                Quota::Uploads => Some(self.0.parts.uploads.of_account(account.id)),
+                other => holdings.of(other),
+            };
+            Some((quota, used?))
+        });
+        Ok(AccountUse {
+            record: account.clone(),
+            used: used.collect(),
+        })
     }
 
     /// All accounts, by id.
@@ -151,6 +175,11 @@ impl Service {
             {
                 let problem = "the account of the administrator is always active";
                 return Err(Error::field("state", problem));
+            }
+            if asked.quotas.get(&Quota::RequestsPerSecond) == Some(&Some(0)) {
+                let problem = "the quota of requests per second is at least 1; an account that is \
+                               disabled has none";
+                return Err(Error::field("set_quotas", problem));
             }
             let update = move |record: &mut AccountRecord| {
                 if let Some(name) = &asked.name {
@@ -216,7 +245,11 @@ impl Service {
     pub(crate) async fn who_am_i(&self, caller: &Caller) -> Result<WhoAmI> {
         self.pass(caller, Action::WhoAmI, &[], async {
             let principal = self.directory().principal(caller);
-            Ok(WhoAmI { principal })
+            let account = match &principal {
+                Some(principal) => Some(self.account_use(&principal.account).await?),
+                None => None,
+            };
+            Ok(WhoAmI { principal, account })
         })
         .await
     }

@@ -1,15 +1,18 @@
 //! Why an operation fails: the one error type of the service.
 
+use std::time::Duration;
+
 use varve_store::Error as StoreError;
 
 use crate::{
     auth::{
-        Closed, CredentialError, Denied, TicketError, TokenError,
+        Closed, CredentialError, Denied, TicketError, TokenError, TooFast,
         audit::{AuditError, ReadError},
         key::KeyError,
     },
     copies::CopyError,
     error::{Classified, ErrorKind},
+    limits,
     resources::shares::{Busy, GaveWay},
     tasks::TaskEnded,
 };
@@ -61,6 +64,9 @@ pub(crate) enum Error {
     /// The key of tokens, access keys and tickets cannot be made or used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The account makes more requests than its quota allows.
+    #[error(transparent)]
+    TooFast(#[from] TooFast),
     /// The limit on work under way is reached.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -119,10 +125,14 @@ impl Error {
         }
     }
 
-    /// Returns true if the same request succeeds once less is under way. A full disk has the same
-    /// kind, but does not pass.
-    pub(crate) const fn passes(&self) -> bool {
-        matches!(self, Self::Busy(_) | Self::GaveWay(_))
+    /// When to try again, if the same request succeeds once less is under way. A full disk has the
+    /// same kind, but does not pass.
+    pub(crate) const fn pushback(&self) -> Option<Duration> {
+        match self {
+            Self::Busy(_) | Self::GaveWay(_) => Some(limits::BUSY_PUSHBACK),
+            Self::TooFast(too_fast) => Some(too_fast.wait),
+            _ => None,
+        }
     }
 }
 
@@ -140,6 +150,7 @@ impl Classified for Error {
                 ErrorKind::Unauthenticated
             }
             Self::Key(_) | Self::Ticket(TicketError::NoAccounts) => ErrorKind::FailedPrecondition,
+            Self::TooFast(error) => error.kind(),
             Self::Busy(_) | Self::GaveWay(_) => ErrorKind::ResourceExhausted,
             Self::Copy(error) => error.kind(),
             Self::NotAttached { .. } | Self::AttachedAgain { .. } | Self::Detached => {
@@ -152,6 +163,14 @@ impl Classified for Error {
             }
         }
     }
+
+    fn is_alarming(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_alarming(),
+            Self::TooFast(error) => error.is_alarming(),
+            other => other.kind().is_alarming(),
+        }
+    }
 }
 
 impl From<Closed> for Error {
@@ -159,6 +178,7 @@ impl From<Closed> for Error {
         match closed {
             Closed::Denied(denied) => denied.into(),
             Closed::Audit(error) => error.into(),
+            Closed::TooFast(error) => error.into(),
         }
     }
 }

@@ -60,7 +60,7 @@ use tokio_util::sync::CancellationToken;
 use varve_store::{GcSettings, Ingest, Store};
 
 pub(crate) use self::{
-    accounts::{AccountChange, NewAccount, NewToken, WhoAmI},
+    accounts::{AccountChange, AccountUse, NewAccount, NewToken, WhoAmI},
     attachments::AttachedVolume,
     audit::{AuditEntry, AuditPage, AuditQuery},
     content::{DownloadPart, RangeContent, RangePart, SentChunk},

@@ -54,7 +54,7 @@ impl Service {
         let sight = self.sight(caller);
         let open = async {
             let key = sight.readable_snapshot("snapshot", key)?;
-            let place = self.0.holds.take(caller.holder(), 1, Duration::ZERO);
+            let place = self.0.holds.take(caller.connection(), 1, Duration::ZERO);
             let place = place.await?;
             place.settle(true);
             let reader = self.store().open_snapshot(&key).await?;

@@ -1,6 +1,6 @@
 //! Accounts, tokens and access keys.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use varve_proto::v1;
 use varve_store::{
@@ -11,8 +11,8 @@ use super::{timestamp, unix_ns};
 use crate::{
     auth::AccessKey,
     service::{
-        AccountChange, AuditEntry, AuditPage, AuditQuery, Error, NewAccount, NewToken, Result,
-        WhoAmI,
+        AccountChange, AccountUse, AuditEntry, AuditPage, AuditQuery, Error, NewAccount, NewToken,
+        Result, WhoAmI,
     },
 };
 
@@ -34,6 +34,13 @@ const QUOTAS: [(v1::Quota, Quota); Quota::ALL.len()] = [
 ];
 
 pub(in crate::grpc) fn account(record: AccountRecord) -> v1::Account {
+    account_use(AccountUse {
+        record,
+        used: BTreeMap::new(),
+    })
+}
+
+pub(in crate::grpc) fn account_use(AccountUse { record, used }: AccountUse) -> v1::Account {
     let state = match record.state {
         AccountState::Active => v1::AccountState::Active,
         AccountState::ReadOnly => v1::AccountState::ReadOnly,
@@ -45,11 +52,11 @@ pub(in crate::grpc) fn account(record: AccountRecord) -> v1::Account {
         BlockPublicAccess::AllSharing => v1::PublicAccessBlock::AllSharing,
     };
     let quotas = QUOTAS.iter().filter_map(|(name, quota)| {
-        let limit = record.quotas.get(quota)?;
-        Some(v1::AccountQuota {
+        let (limit, used) = (record.quotas.get(quota), used.get(quota));
+        limit.or(used).map(|_| v1::AccountQuota {
             quota: (*name).into(),
-            limit: Some(*limit),
-            used: None,
+            limit: limit.copied(),
+            used: used.copied(),
         })
     });
     v1::Account {
@@ -135,7 +142,7 @@ pub(in crate::grpc) fn who_am_i(who: WhoAmI) -> v1::WhoAmIResponse {
             is_administrator: principal.is_administrator(),
             scopes: scopes(principal.scopes),
             identity: principal.identity.clone(),
-            account: Some(account(AccountRecord::clone(&principal.account))),
+            account: who.account.map(account_use),
         },
         None => v1::WhoAmIResponse::default(),
     }

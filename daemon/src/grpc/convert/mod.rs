@@ -19,8 +19,8 @@ use varve_content::{ChunkId, RootId};
 
 pub(super) use self::{
     accounts::{
-        access_key, account, account_change, audit_page, audit_query, new_account, new_token,
-        token, who_am_i,
+        access_key, account, account_change, account_use, audit_page, audit_query, new_account,
+        new_token, token, who_am_i,
     },
     content::{
         chunk_ids, chunk_message, chunk_request, diff_extent, download_part, incoming_leaf,

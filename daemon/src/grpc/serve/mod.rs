@@ -301,9 +301,10 @@ impl Connected {
                     return drop(refuse(&mut respond, status));
                 }
             };
+            let holder = caller.clone().resolved(&shared.door.directory).holder();
             let place = match &own {
                 Some(_) => None,
-                None => match shared.calls.take(caller.holder(), 1, Duration::ZERO).await {
+                None => match shared.calls.take(holder, 1, Duration::ZERO).await {
                     Ok(place) => Some(place),
                     Err(busy) => {
                         let status = Status::from(&Failure::from(busy));
@@ -312,7 +313,7 @@ impl Connected {
                 },
             };
             // A caller that has gone away needs no answer.
-            let _ = call(&shared, caller, request, &mut respond, &stop).await;
+            let _ = call(&shared, (caller, holder), request, &mut respond, &stop).await;
             drop((own, place, busy, under_way));
         }));
     }
@@ -321,7 +322,7 @@ impl Connected {
 /// Serves one call.
 async fn call(
     shared: &Shared,
-    caller: Caller,
+    (caller, holder): (Caller, Holder),
     mut request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     stop: &CancellationToken,
@@ -347,7 +348,6 @@ async fn call(
             () = stopped => Status::from(Failure::from(Error::Stopping)),
         }
     };
-    let holder = caller.holder();
     request.extensions_mut().insert(caller);
     let arrives = Arrives::default();
     request.extensions_mut().insert(arrives.clone());

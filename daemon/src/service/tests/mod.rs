@@ -9,7 +9,7 @@ use varve_store::{AccountId, IncomingChunk, Options};
 
 use super::*;
 use crate::{
-    auth::{Face, audit::Audit},
+    auth::{Face, Rates, audit::Audit},
     config::Config,
     error::{Classified as _, ErrorKind},
     net::{peer::Peer, places::Places},
@@ -45,6 +45,7 @@ impl Fixture {
         let door = Door {
             directory: accounts.directory().clone(),
             audit: Some(Arc::new(audit)),
+            rates: Arc::new(Rates::new()),
         };
         let service = Service::new(Parts {
             accounts,

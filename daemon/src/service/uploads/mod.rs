@@ -14,7 +14,7 @@ use varve_content::{ChunkId, RootId, tree::Leaf};
 use varve_store::{IncomingChunk, Ingest, NewSnapshot, PutOutcome, SnapshotRecord};
 
 pub(super) use self::intake::Intake;
-use self::table::Lease;
+use self::table::{Lease, Uploader};
 pub(crate) use self::{intake::ChunkMessage, table::Uploads};
 use super::{
     Service, Snapshot,
@@ -23,7 +23,7 @@ use super::{
     sight::Sight,
 };
 use crate::{
-    auth::{Action, Attempt, Caller, Resource, done},
+    auth::{Action, Attempt, Caller, Denied, Resource, done},
     error::Classified,
     limits,
     resources::shares::Hold,
@@ -52,7 +52,13 @@ impl Service {
                 ..new.snapshot
             };
             let uploads = &self.0.parts.uploads;
-            uploads.make_room(caller.holder())?;
+            let principal = self.directory().principal(caller);
+            let principal = principal.ok_or(Error::Denied(Denied::Nobody))?;
+            let uploader = Uploader {
+                holder: caller.holder(),
+                account: principal.account,
+            };
+            uploads.make_room(&uploader)?;
             let size_bytes = snapshot.size_bytes;
             let base = match &*new.base {
                 "" => None,
@@ -73,7 +79,7 @@ impl Service {
             if new.keep_packed {
                 ingest = ingest.keep_packed();
             }
-            let id = uploads.open(ingest, caller.holder())?;
+            let id = uploads.open(ingest, &uploader)?;
             debug!(upload = id, name, size_bytes, "upload begun");
             Ok(id)
         })

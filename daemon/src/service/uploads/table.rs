@@ -1,9 +1,10 @@
 //! The table of open uploads.
 //!
 //! Invariants: an upload is found only by its id, which cannot be guessed. The number of uploads is
-//! bounded, and some places are for peers on this machine only. An upload without progress is
-//! dropped after a while, sooner when its place is needed, but never while the store works on it.
-//! Calls that bring nothing are no progress. Dropping the ingest aborts the upload.
+//! bounded, and some places are for peers on this machine only. An account has no more than its
+//! quota, nor more than half of all places, unless it is the administrator's. An upload without
+//! progress is dropped after a while, sooner when its place is needed, but never while the store
+//! works on it. Calls that bring nothing are no progress. Dropping the ingest aborts the upload.
 
 use std::{collections::HashMap, fmt, io, ops::Deref, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use varve_store::Error;
+use varve_store::{AccountId, AccountRecord, Error, Quota};
 
 use crate::{limits, resources::shares::Holder};
 
@@ -24,8 +25,16 @@ pub(crate) struct Uploads<I> {
     idle: Duration,
 }
 
+/// Whose upload is to be opened.
+#[derive(Debug, Clone)]
+pub(in crate::service) struct Uploader {
+    pub(in crate::service) holder: Holder,
+    pub(in crate::service) account: Arc<AccountRecord>,
+}
+
 struct Entry<I> {
     ingest: Arc<I>,
+    account: AccountId,
     is_local: bool,
     /// Number of parts of calls that work on it.
     works: usize,
@@ -82,9 +91,11 @@ impl<I> Uploads<I> {
     }
 
     /// Makes room for one more upload, before any work is done for one that would find no place.
-    pub(in crate::service) fn make_room(&self, holder: Holder) -> Result<(), Error> {
+    pub(in crate::service) fn make_room(&self, uploader: &Uploader) -> Result<(), Error> {
+        let holder = uploader.holder;
         let yielded = {
             let mut open = self.open.lock();
+            self.check_account(&open, uploader)?;
             if self.has_room(&open, holder) {
                 return Ok(());
             }
@@ -110,16 +121,55 @@ impl<I> Uploads<I> {
         open.len() < self.most && (holder.is_local || remote() < self.most - self.local)
     }
 
+    /// Checks that an account may have one more upload.
+    fn check_account(
+        &self,
+        open: &HashMap<String, Entry<I>>,
+        Uploader { account, .. }: &Uploader,
+    ) -> Result<(), Error> {
+        let limit = account.quotas.get(&Quota::Uploads);
+        let share = self.most / 2;
+        if limit.is_none() && account.id == AccountId::ADMINISTRATOR {
+            return Ok(());
+        }
+        let used = open.values().filter(|it| it.account == account.id).count();
+        match limit {
+            Some(&limit) if used as u64 >= limit => Err(Error::Quota {
+                account: account.name.clone(),
+                quota: Quota::Uploads,
+                limit,
+                used: used as u64,
+                more: 1,
+            }),
+            _ if used >= share && account.id != AccountId::ADMINISTRATOR => {
+                Err(Error::Limit(format!(
+                    "account {:?} has {used} uploads open, its share of all; commit or abort some, \
+                     or try again later",
+                    account.name
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of open uploads of an account.
+    pub(in crate::service) fn of_account(&self, account: AccountId) -> u64 {
+        let open = self.open.lock();
+        open.values().filter(|it| it.account == account).count() as u64
+    }
+
     /// Adds an upload. Returns its id.
-    pub(in crate::service) fn open(&self, ingest: I, holder: Holder) -> Result<String, Error> {
+    pub(in crate::service) fn open(&self, ingest: I, uploader: &Uploader) -> Result<String, Error> {
         let id = random_id()?;
         let mut open = self.open.lock();
-        if !self.has_room(&open, holder) {
+        self.check_account(&open, uploader)?;
+        if !self.has_room(&open, uploader.holder) {
             return Err(self.full());
         }
         let entry = Entry {
             ingest: Arc::new(ingest),
-            is_local: holder.is_local,
+            account: uploader.account.id,
+            is_local: uploader.holder.is_local,
             works: 0,
             came_further: Instant::now(),
             gone: CancellationToken::new(),
@@ -292,6 +342,71 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(600);
 
+    fn administrator() -> Uploader {
+        Uploader {
+            holder: Holder::OWN,
+            account: Arc::new(AccountRecord::administrator()),
+        }
+    }
+
+    fn account(number: u64, limit: Option<u64>) -> Uploader {
+        let account = AccountRecord {
+            id: AccountId::from_number(number).unwrap(),
+            name: format!("account{number}"),
+            quotas: limit
+                .map(|limit| (Quota::Uploads, limit))
+                .into_iter()
+                .collect(),
+            ..AccountRecord::administrator()
+        };
+        Uploader {
+            account: Arc::new(account),
+            ..administrator()
+        }
+    }
+
+    #[test]
+    fn an_account_has_its_quota_and_not_all_places() {
+        let uploads = table(8);
+        let web = account(1, Some(2));
+        for _ in 0..2 {
+            uploads.make_room(&web).unwrap();
+            uploads.open("web", &web).unwrap();
+        }
+        for refused in [
+            uploads.make_room(&web).unwrap_err(),
+            uploads.open("web", &web).unwrap_err(),
+        ] {
+            let text = refused.to_string();
+            assert!(
+                text.contains("quota of 2 uploads: 2 are in use, 0 are left"),
+                "{text}"
+            );
+        }
+        let db = account(2, None);
+        let first = uploads.open("db", &db).unwrap();
+        for _ in 1..4 {
+            uploads.open("db", &db).unwrap();
+        }
+        let refused = uploads.open("db", &db).unwrap_err();
+        assert!(matches!(refused, Error::Limit(_)), "{refused}");
+        assert_eq!(uploads.of_account(db.account.id), 4);
+        // The places that are left are for others.
+        uploads.open("admin", &administrator()).unwrap();
+        uploads.remove(&first).unwrap();
+        uploads.open("db", &db).unwrap();
+        // A quota of the administrator holds, too.
+        let admin = Uploader {
+            account: Arc::new(AccountRecord {
+                quotas: [(Quota::Uploads, 1)].into(),
+                ..AccountRecord::administrator()
+            }),
+            ..administrator()
+        };
+        let refused = uploads.make_room(&admin).unwrap_err();
+        assert!(matches!(refused, Error::Quota { used: 1, .. }), "{refused}");
+    }
+
     fn table(most: usize) -> Arc<Uploads<&'static str>> {
         Arc::new(Uploads::bounded(most, most / 4, IDLE))
     }
@@ -303,7 +418,7 @@ mod tests {
     #[test]
     fn ids_differ_and_find_their_upload() {
         let uploads = table(8);
-        let open = |name| uploads.open(name, Holder::OWN).unwrap();
+        let open = |name| uploads.open(name, &administrator()).unwrap();
         let (a, b) = (open("a"), open("b"));
         assert_ne!(a, b);
         assert_eq!(*uploads.lease(&a).ok().unwrap(), "a");
@@ -321,14 +436,14 @@ mod tests {
     #[test]
     fn the_number_is_bounded_and_room_comes_back() {
         let uploads = table(2);
-        let open = |name| uploads.open(name, Holder::OWN);
+        let open = |name| uploads.open(name, &administrator());
         let first = open("a").unwrap();
         open("b").unwrap();
-        let room = uploads.make_room(Holder::OWN);
+        let room = uploads.make_room(&administrator());
         assert!(matches!(room, Err(Error::Limit(_))));
         assert!(matches!(open("c"), Err(Error::Limit(_))));
         uploads.remove(&first).unwrap();
-        uploads.make_room(Holder::OWN).unwrap();
+        uploads.make_room(&administrator()).unwrap();
         open("c").unwrap();
         uploads.clear();
         assert!(uploads.len() == 0);
@@ -337,24 +452,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_network_leaves_places_to_this_machine_and_takes_none_of_it() {
         let uploads = table(4);
-        let remote = Holder {
-            number: 7,
-            is_local: false,
+        let remote = Uploader {
+            holder: Holder {
+                number: 7,
+                is_local: false,
+            },
+            ..administrator()
         };
-        let own = uploads.open("own", Holder::OWN).unwrap();
+        let own = uploads.open("own", &administrator()).unwrap();
         for _ in 0..3 {
-            uploads.make_room(remote).unwrap();
-            uploads.open("remote", remote).unwrap();
+            uploads.make_room(&remote).unwrap();
+            uploads.open("remote", &remote).unwrap();
         }
-        assert!(uploads.make_room(remote).is_err());
+        assert!(uploads.make_room(&remote).is_err());
         tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
         for _ in 0..5 {
-            uploads.make_room(remote).unwrap();
-            uploads.open("remote", remote).unwrap();
+            uploads.make_room(&remote).unwrap();
+            uploads.open("remote", &remote).unwrap();
             tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
         }
         assert!(is_open(&uploads, &own));
-        uploads.make_room(Holder::OWN).unwrap();
+        uploads.make_room(&administrator()).unwrap();
         assert!(
             !is_open(&uploads, &own),
             "the one that did not come further for longest"
@@ -364,8 +482,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_forgotten_upload_gives_way_and_a_busy_one_does_not() {
         let uploads = table(2);
-        let open = |name| uploads.open(name, Holder::OWN).unwrap();
-        let room = || uploads.make_room(Holder::OWN);
+        let open = |name| uploads.open(name, &administrator()).unwrap();
+        let room = || uploads.make_room(&administrator());
         let busy = open("busy");
         let lease = uploads.lease(&busy).ok().unwrap();
         let work = lease.work();
@@ -402,7 +520,7 @@ mod tests {
     #[test]
     fn a_lease_of_an_upload_that_was_aborted_says_so() {
         let uploads = table(2);
-        let id = uploads.open("a", Holder::OWN).unwrap();
+        let id = uploads.open("a", &administrator()).unwrap();
         let lease = uploads.lease(&id).ok().unwrap();
         lease.check().unwrap();
         uploads.remove(&id).unwrap();
@@ -413,7 +531,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_uploads_are_dropped_and_busy_ones_are_not() {
         let uploads = table(8);
-        let open = |name| uploads.open(name, Holder::OWN).unwrap();
+        let open = |name| uploads.open(name, &administrator()).unwrap();
         let forgotten = open("forgotten");
         let busy = open("busy");
         let renewed = open("renewed");
