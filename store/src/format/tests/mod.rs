@@ -12,7 +12,7 @@ use varve_content::{RootId, codec::Codec, codec::Compression};
 
 use super::{
     catalog_log::{self, LogHeader, Position},
-    keys::Identity,
+    keys::{Holdings, Identity},
     pack::{self, Header, PackHeader, Payload, RecordKind, Trailer},
     record::Sharing,
     store_file::StoreFile,
@@ -272,6 +272,34 @@ fn store_files_that_are_none() {
         let error = StoreFile::decode(bad.as_bytes()).unwrap_err();
         assert!(!error.is_unknown(), "{bad}: {error}");
     }
+}
+
+#[test]
+fn holdings_are_pinned() {
+    let holdings = Holdings {
+        volumes: 3,
+        snapshots: 0x0102,
+        attached_volumes: 1,
+    };
+    let bytes = holdings.encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "01",
+            "0300000000000000",
+            "0201000000000000",
+            "0100000000000000",
+        ],
+    );
+    assert_eq!(Holdings::decode(&bytes), Ok(holdings));
+    for len in 0..bytes.len() {
+        assert!(Holdings::decode(&bytes[..len]).is_err());
+    }
+    assert!(Holdings::decode(&[&[2], &bytes[1..]].concat()).is_err());
+    let account = AccountId::from_number(0x1234).unwrap();
+    assert_eq!(Holdings::key_of(account), b"holdings:\0\0\0\0\0\0\x12\x34");
+    assert!(Holdings::key_of(account).as_slice() < keys::BEHIND_HOLDINGS);
+    assert!(keys::HOLDINGS_COUNTED < keys::HOLDINGS, "no account's");
 }
 
 #[test]
