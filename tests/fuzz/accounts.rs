@@ -2,6 +2,7 @@
 
 use varve_store::format::{
     CatalogRecord as _,
+    keys::Holdings,
     record::{
         AccessKeyRecord, AccountRecord, TokenRecord,
         access_key::{AccessKeyId, SealedSecret},
@@ -61,6 +62,15 @@ fn access_key() -> AccessKeyRecord {
     }
 }
 
+fn holdings() -> Vec<u8> {
+    let holdings = Holdings {
+        volumes: 3,
+        snapshots: 1 << 20,
+        attached_volumes: 1,
+    };
+    holdings.encode().to_vec()
+}
+
 /// The samples of a decoder, by file name.
 pub(super) fn of(decoder: &str) -> Samples {
     match decoder {
@@ -69,6 +79,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("identities", account_record(&IDENTITIES).encode()),
             ("limits", limited_account().encode()),
         ],
+        "index-holdings" => vec![("some", holdings())],
         "token-record" => vec![
             ("plain", token(Scopes::ALL, None).encode()),
             (

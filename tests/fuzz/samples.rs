@@ -13,7 +13,7 @@ use varve_store::format::{
     OwnerRecord, PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId,
     SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     journal::{self, Descriptor, Entry, FileHeader},
-    keys::{self, Holdings, Identity, PackPhase, PackState, Totals},
+    keys::{self, Identity, PackPhase, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
     record::{Counter, Kind, Sharing},
     store_file::StoreFile,
@@ -134,7 +134,6 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("wide", wide_totals()),
             ("others", totals_with_others()),
         ],
-        "index-holdings" => vec![("some", holdings())],
         "index-last-run" => vec![
             ("ended", last_run(Ok(GcReport::default()))),
             ("stopped", last_run(Ok(stopped()))),
@@ -610,15 +609,6 @@ fn totals_with_others() -> Vec<u8> {
         *count = 1 << 20;
     }
     totals.encode()
-}
-
-fn holdings() -> Vec<u8> {
-    let holdings = Holdings {
-        volumes: 3,
-        snapshots: 1 << 20,
-        attached_volumes: 1,
-    };
-    holdings.encode().to_vec()
 }
 
 fn wide_totals() -> Vec<u8> {
