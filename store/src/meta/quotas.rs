@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// A record as changes leave it: of which kind, and `None` if it is deleted.
+type Changed = (&'static Kind, Option<OwnedKeys>);
+
 /// Checks that an account may hold more, before work is done for it. The change itself is checked
 /// again.
 pub(crate) fn check_room(meta: &dyn Meta, account: AccountId, more: Holdings) -> Result<()> {
@@ -29,7 +32,7 @@ pub(crate) fn check_room(meta: &dyn Meta, account: AccountId, more: Holdings) ->
 pub(crate) fn check_changes(meta: &dyn Meta, changes: &[Change]) -> Result<()> {
     let mut accounts: BTreeMap<AccountId, Option<AccountRecord>> = BTreeMap::new();
     // Of several changes of a record the last one counts.
-    let mut changed: BTreeMap<(u8, Vec<u8>), (&'static Kind, Option<OwnedKeys>)> = BTreeMap::new();
+    let mut changed: BTreeMap<(u8, Vec<u8>), Changed> = BTreeMap::new();
     for change in changes {
         match change {
             Change::Put(entry) => {
