@@ -204,7 +204,7 @@ fn data(
     content: &Content,
 ) -> BoxStream<'static, Result<ChangedExtent>> {
     let size_bytes = content.root.size_bytes;
-    let reader = Arc::new(Reader::new(client, what, content, 0..size_bytes));
+    let reader = Arc::new(Reader::new(client, what, content, None, 0..size_bytes));
     let walk = Walk::new(&reader, content, None);
     batches(Arc::clone(&reader), walk)
         .map_ok(move |batch| {

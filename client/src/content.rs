@@ -10,7 +10,7 @@ use futures::future::try_join_all;
 use varve_content::{
     block::segment_blocks,
     chunker::CHUNKER_VERSION,
-    tree::{InnerNode, Leaf, NodeId, NodeSource, Root, WalkError},
+    tree::{InnerNode, Leaf, NodeId, NodePlace, NodeSource, Root, WalkError},
 };
 
 use crate::{
@@ -42,7 +42,9 @@ impl Content {
                 return Err(Error::new(ErrorKind::Conflict, what, why));
             }
         };
-        let root = client.fetch_root(id).await?;
+        let root = client
+            .fetch_root(std::slice::from_ref(&snapshot.id), id)
+            .await?;
         if root.size_bytes != snapshot.size_bytes || root.chunker_version != CHUNKER_VERSION {
             let why = format!(
                 "snapshot {} of {} bytes, cut with chunker version {CHUNKER_VERSION}, whose root \
@@ -52,6 +54,12 @@ impl Content {
             return Err(Error::protocol(what, why));
         }
         Ok(Self { snapshot, root })
+    }
+
+    /// The snapshots that requests for the content of `self` and of a base name.
+    pub(crate) fn origin(&self, base: Option<&Self>) -> Vec<String> {
+        let both = [Some(self), base].into_iter().flatten();
+        both.map(|content| content.snapshot.id.clone()).collect()
     }
 }
 
@@ -86,6 +94,8 @@ pub(crate) fn walk_error(what: &str, error: WalkError<Error>) -> Error {
 #[derive(Debug)]
 pub(crate) struct Nodes {
     client: Client,
+    /// The snapshots that the nodes are of.
+    of: Vec<String>,
     looks_ahead: bool,
     /// Children of the last inner nodes of level 2, fetched together: a walk through all of them
     /// would otherwise wait for each.
@@ -94,18 +104,19 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     /// For a walk through a whole tree.
-    pub(crate) fn of_whole(client: &Client) -> Self {
-        Self::new(client, true)
+    pub(crate) fn of_whole(client: &Client, of: Vec<String>) -> Self {
+        Self::new(client, of, true)
     }
 
     /// For a look at a few leaves: fetches only requested nodes.
-    pub(crate) fn of_part(client: &Client) -> Self {
-        Self::new(client, false)
+    pub(crate) fn of_part(client: &Client, of: Vec<String>) -> Self {
+        Self::new(client, of, false)
     }
 
-    fn new(client: &Client, looks_ahead: bool) -> Self {
+    fn new(client: &Client, of: Vec<String>, looks_ahead: bool) -> Self {
         Self {
             client: client.clone(),
+            of,
             looks_ahead,
             ahead: Mutex::default(),
         }
@@ -119,31 +130,25 @@ impl Nodes {
 impl NodeSource for Nodes {
     type Error = Error;
 
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        let leaves = self.client.fetch_leaves(&[id]).await?;
-        let leaf = leaves
-            .into_iter()
-            .next()
-            .map(|fetched| Arc::new(fetched.leaf));
-        leaf.ok_or_else(|| Error::protocol("fetch a leaf", "it sent none"))
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
+    async fn inner(&self, id: NodeId, at: NodePlace) -> Result<Arc<InnerNode>> {
         if let Some(inner) = self.ahead().iter_mut().find_map(|set| set.remove(&id)) {
             return Ok(inner);
         }
-        let inner = self.client.fetch_inners(&[id]).await?.into_iter().next();
+        let fetched = self.client.fetch_inners(&self.of, &[(at, id)]).await?;
+        let inner = fetched.into_iter().next();
         let inner = inner.ok_or_else(|| Error::protocol("fetch a node", "it sent none"))?;
         if self.looks_ahead && inner.level() == 2 {
-            let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
+            let children = inner.children().iter();
+            let children: Vec<_> = children.map(|(slot, id)| (at.child(*slot), *id)).collect();
             let fetches = children
                 .chunks(FETCH_NODES_MAX)
-                .map(|ids| self.client.fetch_inners(ids));
+                .map(|wanted| self.client.fetch_inners(&self.of, wanted));
             let fetched = try_join_all(fetches).await?;
             let fetched = fetched.into_iter().flatten().map(Arc::new);
             let mut ahead = self.ahead();
             ahead.truncate(SETS_AHEAD - 1);
-            ahead.push_front(children.into_iter().zip(fetched).collect());
+            let ids = children.into_iter().map(|(_, id)| id);
+            ahead.push_front(ids.zip(fetched).collect());
         }
         Ok(Arc::new(inner))
     }

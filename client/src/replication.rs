@@ -1,5 +1,9 @@
 //! Fetching of tree nodes and chunks by their ids, for copies, archives and reads.
 //!
+//! Each request names the snapshots that the nodes or chunks are of, by name or id, and their
+//! places there: a daemon gives an account only content of snapshots that it may read or holds.
+//! Without snapshots, only the administrator gets an answer, for all content of the store.
+//!
 //! Nodes have been checked against their ids when they are returned. Chunks come as they are
 //! stored, and are checked when they are unpacked.
 
@@ -11,7 +15,7 @@ use tonic::{Status, Streaming};
 use varve_content::{
     ChunkId, NodeId, RootId, SEGMENT_BYTES,
     codec::Codec,
-    tree::{InnerNode, Leaf, Root, TreeError},
+    tree::{InnerNode, Leaf, NodePlace, Root, TreeError},
 };
 use varve_proto::v1;
 
@@ -37,6 +41,8 @@ pub struct FetchedLeaf {
 pub struct ChunkRequest {
     /// The leaf.
     pub leaf: NodeId,
+    /// The segment that it is the leaf of.
+    pub segment: u32,
     /// Positions of entries, ascending, and the chunks that are there.
     pub entries: Vec<(u32, ChunkId)>,
 }
@@ -55,17 +61,20 @@ pub struct FetchedChunk {
 }
 
 impl Client {
-    /// Fetches the root record of a snapshot's content.
+    /// Fetches the root record of the content of one of these snapshots.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if the store does not have it, [`ErrorKind::Damaged`] if it is not
-    /// what its id says; errors of the connection.
-    pub async fn fetch_root(&self, id: RootId) -> Result<Root> {
+    /// [`ErrorKind::NotFound`] if they do not have it, or do not exist, [`ErrorKind::Damaged`] if
+    /// it is not what its id says; errors of the connection.
+    pub async fn fetch_root(&self, of: &[String], id: RootId) -> Result<Root> {
         let what = format!("fetch root {id}");
-        let nodes = self
-            .fetch_nodes(&what, v1::NodeKind::Root, &[*id.as_bytes()])
-            .await?;
+        let wanted = v1::NodeRef {
+            kind: v1::NodeKind::Root.into(),
+            id: Bytes::copy_from_slice(id.as_bytes()),
+            ..v1::NodeRef::default()
+        };
+        let nodes = self.fetch_nodes(&what, of, vec![wanted]).await?;
         let encoded = nodes.into_iter().next().unwrap_or_default().encoded;
         if RootId::of(&encoded) != id {
             return Err(lied(what, format_args!("root {}", RootId::of(&encoded))));
@@ -73,16 +82,22 @@ impl Client {
         Root::decode(&encoded).map_err(|error| broken(&what, error))
     }
 
-    /// Fetches inner nodes, in this order: at most [`FETCH_NODES_MAX`](crate::FETCH_NODES_MAX).
+    /// Fetches inner nodes of these snapshots, in this order: at most
+    /// [`FETCH_NODES_MAX`](crate::FETCH_NODES_MAX).
     ///
     /// # Errors
     ///
     /// As for [`fetch_root`](Self::fetch_root).
-    pub async fn fetch_inners(&self, ids: &[NodeId]) -> Result<Vec<InnerNode>> {
-        let what = fetching(ids, "inner nodes");
-        let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
-        let nodes = self.fetch_nodes(&what, v1::NodeKind::Inner, &raw).await?;
-        let checked = ids.iter().zip(nodes).map(|(id, node)| {
+    pub async fn fetch_inners(
+        &self,
+        of: &[String],
+        wanted: &[(NodePlace, NodeId)],
+    ) -> Result<Vec<InnerNode>> {
+        let what = format!("fetch {} inner nodes", wanted.len());
+        let refs = wanted.iter();
+        let refs = refs.map(|(at, id)| node_ref(v1::NodeKind::Inner, *at, *id));
+        let nodes = self.fetch_nodes(&what, of, refs.collect()).await?;
+        let checked = wanted.iter().zip(nodes).map(|((_, id), node)| {
             if NodeId::of_inner(&node.encoded) != *id {
                 return Err(lied(&what, format_args!("another node for {id}")));
             }
@@ -91,16 +106,24 @@ impl Client {
         checked.collect()
     }
 
-    /// Fetches leaves, in this order: at most [`FETCH_NODES_MAX`](crate::FETCH_NODES_MAX).
+    /// Fetches leaves of these snapshots, each by its segment and id, in this order: at most
+    /// [`FETCH_NODES_MAX`](crate::FETCH_NODES_MAX).
     ///
     /// # Errors
     ///
     /// As for [`fetch_root`](Self::fetch_root).
-    pub async fn fetch_leaves(&self, ids: &[NodeId]) -> Result<Vec<FetchedLeaf>> {
-        let what = fetching(ids, "leaves");
-        let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
-        let nodes = self.fetch_nodes(&what, v1::NodeKind::Leaf, &raw).await?;
-        let checked = ids.iter().zip(nodes).map(|(id, node)| {
+    pub async fn fetch_leaves(
+        &self,
+        of: &[String],
+        wanted: &[(u32, NodeId)],
+    ) -> Result<Vec<FetchedLeaf>> {
+        let what = format!("fetch {} leaves", wanted.len());
+        let refs = wanted.iter().map(|(segment, id)| {
+            let at = NodePlace::of_leaf(*segment);
+            node_ref(v1::NodeKind::Leaf, at, *id)
+        });
+        let nodes = self.fetch_nodes(&what, of, refs.collect()).await?;
+        let checked = wanted.iter().zip(nodes).map(|((_, id), node)| {
             if NodeId::of_leaf(&node.encoded) != *id {
                 return Err(lied(&what, format_args!("another node for {id}")));
             }
@@ -124,15 +147,13 @@ impl Client {
     async fn fetch_nodes(
         &self,
         what: &str,
-        kind: v1::NodeKind,
-        ids: &[[u8; 32]],
+        of: &[String],
+        nodes: Vec<v1::NodeRef>,
     ) -> Result<Vec<v1::Node>> {
-        let nodes = ids.iter().map(|id| v1::NodeRef {
-            kind: kind.into(),
-            id: Bytes::copy_from_slice(id),
-        });
+        let count = nodes.len();
         let request = v1::FetchNodesRequest {
-            nodes: nodes.collect(),
+            nodes,
+            snapshots: of.to_vec(),
         };
         let client = self.clone();
         let answer = taken(what, async move {
@@ -146,14 +167,14 @@ impl Client {
         let answer = answer
             .map_err(|status| Error::rpc(what, status))?
             .into_inner();
-        if answer.nodes.len() != ids.len() {
-            let why = format!("{} nodes where {} belong", answer.nodes.len(), ids.len());
+        if answer.nodes.len() != count {
+            let why = format!("{} nodes where {count} belong", answer.nodes.len());
             return Err(Error::protocol(what, why));
         }
         Ok(answer.nodes)
     }
 
-    /// Begins to fetch chunks as they are stored: at most
+    /// Begins to fetch chunks of these snapshots as they are stored: at most
     /// [`FETCH_CHUNKS_MAX`](crate::FETCH_CHUNKS_MAX).
     ///
     /// A stream that is held and not polled can block all other calls of this client: they share a
@@ -161,25 +182,32 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if the store does not have a leaf; errors of the connection.
-    pub async fn fetch_chunks(&self, wanted: &[ChunkRequest]) -> Result<ChunkStream> {
+    /// [`ErrorKind::NotFound`] if the snapshots do not have a leaf; errors of the connection.
+    pub async fn fetch_chunks(
+        &self,
+        of: &[String],
+        wanted: &[ChunkRequest],
+    ) -> Result<ChunkStream> {
         let count: usize = wanted.iter().map(|leaf| leaf.entries.len()).sum();
         let what = format!("fetch {count} chunks");
-        let begun = self.begin_chunks(&what, wanted).await;
+        let begun = self.begin_chunks(&what, of, wanted).await;
         begun.map_err(|status| Error::rpc(&what, status))
     }
 
     async fn begin_chunks(
         &self,
         what: &str,
+        of: &[String],
         wanted: &[ChunkRequest],
     ) -> Result<ChunkStream, Status> {
         let leaves = wanted.iter().map(|leaf| v1::LeafChunks {
             leaf_id: Bytes::copy_from_slice(leaf.leaf.as_bytes()),
             entries: leaf.entries.iter().map(|(position, _)| *position).collect(),
+            segment: leaf.segment,
         });
         let request = v1::FetchChunksRequest {
             leaves: leaves.collect(),
+            snapshots: of.to_vec(),
         };
         let answers = self.replication_service().fetch_chunks(request).await?;
         let ids = wanted
@@ -199,13 +227,14 @@ impl Client {
     pub(crate) async fn fetch_all_chunks(
         &self,
         what: &str,
+        of: &[String],
         wanted: Vec<ChunkRequest>,
     ) -> Result<Vec<FetchedChunk>> {
-        let (client, owned) = (self.clone(), what.to_owned());
+        let (client, owned, of) = (self.clone(), what.to_owned(), of.to_vec());
         let chunks = taken(what, async move {
             // Repeat it from the beginning: a busy daemon may refuse only after its answer has
             // begun.
-            retry::idempotent(|| client.all_chunks(&owned, &wanted)).await
+            retry::idempotent(|| client.all_chunks(&owned, &of, &wanted)).await
         });
         let chunks = chunks.await?;
         chunks.map_err(|status| Error::rpc(what, status))?
@@ -216,11 +245,12 @@ impl Client {
     async fn all_chunks(
         &self,
         what: &str,
+        of: &[String],
         wanted: &[ChunkRequest],
     ) -> Result<Result<Vec<FetchedChunk>>, Status> {
         let mut chunks = Vec::new();
         let mut payload_bytes = 0;
-        let mut answers = self.begin_chunks(what, wanted).await?;
+        let mut answers = self.begin_chunks(what, of, wanted).await?;
         while !answers.expected.is_empty() {
             let answer = answers.answers.message().await?;
             let answer = match answers.taken(answer) {
@@ -310,8 +340,13 @@ impl ChunkStream {
     }
 }
 
-fn fetching(ids: &[NodeId], kind: &str) -> String {
-    format!("fetch {} {kind}", ids.len())
+fn node_ref(kind: v1::NodeKind, at: NodePlace, id: NodeId) -> v1::NodeRef {
+    v1::NodeRef {
+        kind: kind.into(),
+        id: Bytes::copy_from_slice(id.as_bytes()),
+        level: at.level.into(),
+        first_segment: at.first_segment,
+    }
 }
 
 fn lied(what: impl Into<String>, sent: impl std::fmt::Display) -> Error {

@@ -199,6 +199,8 @@ pub const COPY_STREAMS_MAX: usize = 16;
 /// Nodes in one `FetchNodesRequest`: leaves of 2048 entries, the longest there are, take 84 KiB
 /// each.
 pub const FETCH_NODES_MAX: usize = varve_client::FETCH_NODES_MAX;
+/// Snapshots that one `FetchNodesRequest` or `FetchChunksRequest` names: two that are compared.
+pub const FETCH_SNAPSHOTS_MAX: usize = 2;
 /// Chunks in one `FetchChunksRequest`.
 pub const FETCH_CHUNKS_MAX: usize = varve_client::FETCH_CHUNKS_MAX;
 /// Connections of a copy to its source. One connection fills a link of 1 Gbit/s and 150 ms only if

@@ -8,6 +8,7 @@ mod core_dumps;
 mod cost;
 mod exports;
 mod quotas;
+mod replication;
 mod sharing;
 mod table;
 mod tickets;

@@ -1,4 +1,4 @@
-//! Nodes and chunks by their ids.
+//! Nodes and chunks by their ids and their places.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,11 @@ use futures::{StreamExt, stream};
 use tonic::{Request, Response, Status};
 use varve_content::{
     codec::Encoder,
-    tree::{InnerNode, Leaf, Root},
+    tree::{InnerNode, Leaf, NodePlace, Root},
 };
 use varve_proto::v1::{self, replication_service_server::ReplicationService};
 
-use super::{Answers, Service};
+use super::{Answers, Service, State};
 
 /// The nodes of all trees, encoded, by id.
 #[derive(Debug, Default)]
@@ -33,6 +33,44 @@ impl Nodes {
     fn find(&self, id: &[u8]) -> Result<&Bytes, Status> {
         let found = id.try_into().ok().and_then(|id: [u8; 32]| self.0.get(&id));
         found.ok_or_else(|| Status::not_found("no such node"))
+    }
+
+    /// The id of the node at a place of a tree. `Err`: the tree cannot be.
+    fn at(&self, root: &[u8], at: NodePlace) -> Result<Option<Vec<u8>>, Status> {
+        let crooked = |error| Status::data_loss(format!("{error}"));
+        let root = Root::decode(self.find(root)?).map_err(crooked)?;
+        let mut node = root.top;
+        for level in (at.level + 1..=root.height()).rev() {
+            let Some(id) = node else {
+                return Ok(None);
+            };
+            let inner = InnerNode::decode(self.find(id.as_bytes())?).map_err(crooked)?;
+            node = inner.child((at.first_segment >> (8 * (level - 1))) as u8);
+        }
+        Ok(node.map(|id| id.as_bytes().to_vec()))
+    }
+}
+
+impl State {
+    /// Checks that a node is where a request says, in one of the snapshots that it names. Requests
+    /// without any are the administrator's.
+    fn check_place(&self, of: &[String], id: &[u8], at: Option<NodePlace>) -> Result<(), Status> {
+        let mut is_there = of.is_empty();
+        for key in of {
+            let mut all = self.snapshots.values().map(|(snapshot, _)| snapshot);
+            let snapshot = all.find(|it| it.name == *key || it.id == *key);
+            let snapshot = snapshot.ok_or_else(|| Status::not_found(format!("no {key}")))?;
+            is_there |= match at {
+                None => snapshot.root[..] == *id,
+                // Trees that cannot be are for the client to find out.
+                Some(at) => match self.nodes.at(&snapshot.root, at) {
+                    Ok(there) => there.as_deref() == Some(id),
+                    Err(_) => true,
+                },
+            };
+        }
+        assert!(is_there, "{at:?} is no place of that node in {of:?}");
+        Ok(())
     }
 }
 
@@ -61,10 +99,21 @@ impl ReplicationService for Service {
         &self,
         request: Request<v1::FetchNodesRequest>,
     ) -> Result<Response<v1::FetchNodesResponse>, Status> {
-        let wanted = request.into_inner().nodes;
+        let v1::FetchNodesRequest {
+            nodes: wanted,
+            snapshots: of,
+        } = request.into_inner();
         assert!((1..=32).contains(&wanted.len()));
         self.take_time("FetchNodes").await;
         let mut state = self.state();
+        for node in &wanted {
+            let at = NodePlace {
+                level: node.level as u8,
+                first_segment: node.first_segment,
+            };
+            let at = (node.kind() != v1::NodeKind::Root).then_some(at);
+            state.check_place(&of, &node.id, at)?;
+        }
         state.fetched_nodes += wanted.len();
         let nodes = wanted.into_iter().map(|node| {
             let encoded = state.nodes.find(&node.id)?.clone();
@@ -105,7 +154,10 @@ impl ReplicationService for Service {
             return Ok(Response::new(stream::iter([Err(status)]).boxed()));
         }
         let mut answers = Vec::new();
-        for wanted in request.into_inner().leaves {
+        let request = request.into_inner();
+        for wanted in request.leaves {
+            let at = Some(NodePlace::of_leaf(wanted.segment));
+            state.check_place(&request.snapshots, &wanted.leaf_id, at)?;
             let leaf = Leaf::decode(state.nodes.find(&wanted.leaf_id)?).unwrap();
             for position in wanted.entries {
                 let entry = leaf.entries()[position as usize];

@@ -124,11 +124,12 @@ impl ArchiveImport<'_> {
             let name = name.unwrap_or_else(|| facts.snapshot.name.clone());
             let what = format!("import {file} as {name}");
             let base_here = base_here(client, &facts, &what).await?;
+            let base_of: Vec<_> = base_here.iter().map(|base| base.id.clone()).collect();
             let request = request(&facts.snapshot, name, tags, base_here);
-            Ok((parts, facts, what, request))
+            Ok((parts, facts, what, base_of, request))
         });
         let begun = unless_cancelled(&what, NOTHING_VISIBLE, &cancel, beginning);
-        let (mut parts, facts, what, request) = begun.await?;
+        let (mut parts, facts, what, base_of, request) = begun.await?;
         progress.set_total(facts.snapshot.data_bytes);
         let begin = Session::begin_unless_cancelled(client, request, what.clone(), &cancel);
         let session = begin.await?;
@@ -140,6 +141,7 @@ impl ArchiveImport<'_> {
                 session: &session,
                 file,
                 facts: &facts,
+                base_of,
             };
             let sent = sending.run(&mut parts, &progress).await?;
             let archive = parts.ended()?;
@@ -224,9 +226,10 @@ async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    match client.fetch_root(root).await {
+    // The administrator finds content under any name. An account has to name its snapshot.
+    match client.fetch_root(&[], root).await {
         Ok(_) => Ok(None),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Err(error) if [ErrorKind::NotFound, ErrorKind::Invalid].contains(&error.kind()) => {
             let why = format!(
                 "it is the difference of {} to {}, and the store has no snapshot with the content \
                  of that base (root {root}): import the base first",
@@ -247,6 +250,8 @@ struct Sending<'a> {
     session: &'a Session,
     file: &'a str,
     facts: &'a ArchiveFacts,
+    /// The base, for requests.
+    base_of: Vec<String>,
 }
 
 impl Sending<'_> {
@@ -330,8 +335,7 @@ impl Sending<'_> {
                 Ok((vec![(segment, leaf)], sent))
             }
             Leaves::Known(known) => {
-                let ids: Vec<_> = known.iter().map(|(_, id)| *id).collect();
-                let fetched = self.client.fetch_leaves(&ids).await?;
+                let fetched = self.client.fetch_leaves(&self.base_of, &known).await?;
                 let segments = known.into_iter().map(|(segment, _)| segment);
                 let leaves = segments.zip(fetched.into_iter().map(|fetched| fetched.leaf));
                 Ok((leaves.collect(), Sent::default()))

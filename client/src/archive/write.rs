@@ -153,10 +153,11 @@ impl Export<'_> {
             Some(since) => Some(Content::find(self.client, self.what, since).await?),
             None => None,
         };
+        let of = content.origin(base.as_ref());
         let mut seen = Seen::new();
         let mut total_bytes = content.snapshot.data_bytes;
         if let Some(base) = &base {
-            let leaves = self.see(base, &content, &mut seen).await?;
+            let leaves = self.see(&of, base, &content, &mut seen).await?;
             total_bytes = total_bytes.min(leaves * SEGMENT_BYTES as u64);
         }
         self.progress.set_total(total_bytes);
@@ -179,16 +180,16 @@ impl Export<'_> {
         let built = TreeBuilder::new(content.root.size_bytes);
         let mut built = built.map_err(|error| Error::protocol(self.what, error.to_string()))?;
         {
-            let nodes = [(); 2].map(|()| Nodes::of_whole(self.client));
+            let nodes = [(); 2].map(|()| Nodes::of_whole(self.client, of.clone()));
             let mut groups = std::pin::pin!(
                 self.leaves(&nodes, &content.root, base_root.as_ref())
-                    .map_ok(|leaves| self.planned(leaves))
+                    .map_ok(|leaves| self.planned(&of, leaves))
                     .try_buffered(ARCHIVE_LEAF_FETCHES)
                     .map_ok(|leaves| stream::iter(leaves.into_iter().map(Ok)))
                     .try_flatten()
                     // One record after another, in the order of the archive.
                     .map_ok(|planned| choose(planned, &mut seen))
-                    .map_ok(|planned| self.fetch(planned, content.root.size_bytes))
+                    .map_ok(|planned| self.fetch(&of, planned, content.root.size_bytes))
                     .try_buffered(ARCHIVE_GROUPS)
             );
             while let Some(group) = groups.try_next().await? {
@@ -250,10 +251,16 @@ impl Export<'_> {
     /// Collects the chunks of the base: first where the two differ, because chunks are most likely
     /// to repeat there, and then the rest, as far as there is room. Returns the number of leaves
     /// that the base does not have.
-    async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<u64> {
+    async fn see(
+        &self,
+        of: &[String],
+        base: &Content,
+        content: &Content,
+        seen: &mut Seen,
+    ) -> Result<u64> {
         let mut wanted = 0;
         for differing in [true, false] {
-            let nodes = [(); 2].map(|()| Nodes::of_whole(self.client));
+            let nodes = [(); 2].map(|()| Nodes::of_whole(self.client, of.to_vec()));
             let leaves = self
                 .leaves(&nodes, &content.root, Some(&base.root))
                 .map_ok(|leaves| {
@@ -261,12 +268,12 @@ impl Export<'_> {
                         wanted += leaves.wanted.len() as u64;
                         return leaves.dropped;
                     }
-                    leaves.kept.into_iter().map(|(_, id)| id).collect()
+                    leaves.kept
                 })
-                .map_ok(|ids: Vec<NodeId>| async move {
+                .map_ok(|leaves| async move {
                     let mut fetched = Vec::new();
-                    for ids in ids.chunks(FETCH_NODES_MAX) {
-                        let leaves = self.client.fetch_leaves(ids).await?;
+                    for leaves in leaves.chunks(FETCH_NODES_MAX) {
+                        let leaves = self.client.fetch_leaves(of, leaves).await?;
                         let entries = leaves.iter().flat_map(|leaf| leaf.leaf.entries());
                         fetched.extend(entries.map(|entry| entry.chunk));
                     }
@@ -289,14 +296,13 @@ impl Export<'_> {
 
     /// Leaves as they are written to the archive, in order; those that the base has are not
     /// fetched.
-    async fn planned(&self, leaves: ComparedLeaves) -> Result<Vec<Planned>> {
+    async fn planned(&self, of: &[String], leaves: ComparedLeaves) -> Result<Vec<Planned>> {
         let known = leaves.kept.into_iter();
         let mut planned: Vec<_> = known
             .map(|(segment, id)| Planned::Known(segment, id))
             .collect();
         if !leaves.wanted.is_empty() {
-            let ids: Vec<_> = leaves.wanted.iter().map(|(_, id)| *id).collect();
-            let fetched = self.client.fetch_leaves(&ids).await?;
+            let fetched = self.client.fetch_leaves(of, &leaves.wanted).await?;
             let fetched = leaves.wanted.into_iter().zip(fetched);
             planned.extend(fetched.map(|((segment, id), fetched)| Planned::Given {
                 segment,
@@ -310,7 +316,7 @@ impl Export<'_> {
     }
 
     /// The records of a leaf, with its new chunks, all of them checked.
-    async fn fetch(&self, planned: Planned, size_bytes: u64) -> Result<Group> {
+    async fn fetch(&self, of: &[String], planned: Planned, size_bytes: u64) -> Result<Group> {
         let (segment, id, leaf, new) = match planned {
             Planned::Known(segment, id) => {
                 let known = v1::KnownLeaf {
@@ -356,9 +362,10 @@ impl Export<'_> {
         }
         let wanted = ChunkRequest {
             leaf: id,
+            segment,
             entries: new,
         };
-        let fetching = self.client.fetch_all_chunks(self.what, vec![wanted]);
+        let fetching = self.client.fetch_all_chunks(self.what, of, vec![wanted]);
         let chunks = fetching.await?;
         let what = self.what.to_owned();
         let checked = task::spawn_blocking(move || {

@@ -28,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct LeafChunks {
     pub(crate) leaf: NodeId,
+    pub(crate) segment: u32,
     pub(crate) chunks: Vec<(u32, ChunkId, u32)>,
 }
 
@@ -96,7 +97,11 @@ pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
                 })
                 .collect();
             if !chunks.is_empty() {
-                group.wanted.push(LeafChunks { leaf, chunks });
+                group.wanted.push(LeafChunks {
+                    leaf,
+                    segment: segment.number,
+                    chunks,
+                });
             }
         }
         group.extents.extend(segment.extents);
@@ -108,7 +113,7 @@ pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
 
 /// The extents of a group, as far as they are in the requested range.
 pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentExtent>> {
-    let plain = fetch_plain(&reader.client, &reader.what, group.wanted).await?;
+    let plain = fetch_plain(&reader.client, &reader.what, &reader.of, group.wanted).await?;
     let range = &reader.range;
     let extents = group.extents.into_iter().map(|extent| match extent {
         PlannedExtent::Hole(bytes) => Ok(ContentExtent::hole(bytes)),
@@ -132,11 +137,12 @@ pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentEx
     extents.collect()
 }
 
-/// Fetches chunks and unpacks them: at most [`FETCH_CHUNKS_MAX`] and a segment's bytes. All match
-/// their requested ids.
+/// Fetches chunks of some snapshots and unpacks them: at most [`FETCH_CHUNKS_MAX`] and a segment's
+/// bytes. All match their requested ids.
 pub(crate) async fn fetch_plain(
     client: &Client,
     what: &str,
+    of: &[String],
     wanted: Vec<LeafChunks>,
 ) -> Result<PlainChunks> {
     if wanted.is_empty() {
@@ -144,16 +150,22 @@ pub(crate) async fn fetch_plain(
     }
     let mut lens = HashMap::new();
     let mut requests = Vec::with_capacity(wanted.len());
-    for LeafChunks { leaf, chunks } in wanted {
+    for LeafChunks {
+        leaf,
+        segment,
+        chunks,
+    } in wanted
+    {
         let with_len = chunks.iter();
         lens.extend(with_len.map(|(_, id, blocks)| (*id, *blocks as usize * BLOCK_BYTES)));
         let entries = chunks.into_iter().map(|(position, id, _)| (position, id));
         requests.push(ChunkRequest {
             leaf,
+            segment,
             entries: entries.collect(),
         });
     }
-    let fetched = client.fetch_all_chunks(what, requests).await?;
+    let fetched = client.fetch_all_chunks(what, of, requests).await?;
     let owned = what.to_owned();
     let unpacked = task::spawn_blocking(move || unpack(&owned, fetched, &lens));
     let broke = |error| Error::internal(what, "an unpacking thread broke").with_source(error);

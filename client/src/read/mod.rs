@@ -234,7 +234,7 @@ fn extents(
     base: Option<&Content>,
     range: Range<u64>,
 ) -> BoxStream<'static, Result<ContentExtent>> {
-    let reader = Arc::new(Reader::new(client, what, content, range));
+    let reader = Arc::new(Reader::new(client, what, content, base, range));
     let walk = Walk::new(&reader, content, base);
     let planned = batches(Arc::clone(&reader), walk)
         .map_ok({

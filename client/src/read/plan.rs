@@ -13,6 +13,7 @@ use super::walk::Segment;
 /// The extents to read of a segment.
 #[derive(Debug)]
 pub(super) struct SegmentPlan {
+    pub(super) number: u32,
     /// The leaf that has the chunks.
     pub(super) leaf: Option<NodeId>,
     /// Ascending.
@@ -79,6 +80,7 @@ pub(super) fn plan(segment: &Segment, range: &Range<u64>) -> SegmentPlan {
     }
     extents.sort_unstable_by_key(PlannedExtent::offset_bytes);
     SegmentPlan {
+        number: segment.number,
         leaf: segment.leaf.as_ref().map(|(id, _)| *id),
         extents,
     }

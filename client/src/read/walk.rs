@@ -24,6 +24,8 @@ pub(crate) struct Reader {
     pub(super) what: String,
     /// The bytes that are read; may be empty.
     pub(super) range: Range<u64>,
+    /// The snapshot, and the base that it is compared with, for requests.
+    pub(super) of: Vec<String>,
     size_bytes: u64,
     nodes: Nodes,
 }
@@ -45,18 +47,26 @@ pub(crate) struct Segment {
 }
 
 impl Reader {
-    pub(crate) fn new(client: &Client, what: &str, content: &Content, range: Range<u64>) -> Self {
+    pub(crate) fn new(
+        client: &Client,
+        what: &str,
+        content: &Content,
+        base: Option<&Content>,
+        range: Range<u64>,
+    ) -> Self {
+        let of = content.origin(base);
         // An inner node of level 1 covers this many bytes: a read within two of them does not walk.
         let node_bytes = (INNER_CHILDREN * SEGMENT_BYTES) as u64;
         let nodes = if range.end - range.start > node_bytes {
-            Nodes::of_whole(client)
+            Nodes::of_whole(client, of.clone())
         } else {
-            Nodes::of_part(client)
+            Nodes::of_part(client, of.clone())
         };
         Self {
             client: client.clone(),
             what: what.to_owned(),
             range,
+            of,
             size_bytes: content.root.size_bytes,
             nodes,
         }
@@ -74,8 +84,11 @@ impl Reader {
 
     /// The leaves of some segments.
     pub(crate) async fn leaves(&self, batch: Vec<SegmentDiff>) -> Result<Vec<Segment>> {
-        let targets: Vec<_> = batch.iter().filter_map(|it| it.target).collect();
-        let bases: Vec<_> = batch.iter().filter_map(|it| it.base).collect();
+        let of = |leaf: fn(&SegmentDiff) -> Option<NodeId>| -> Vec<_> {
+            let leaves = batch.iter().map(|it| Some((it.segment, leaf(it)?)));
+            leaves.flatten().collect()
+        };
+        let (targets, bases) = (of(|it| it.target), of(|it| it.base));
         let (targets, bases) = try_join(self.fetch(&targets), self.fetch(&bases)).await?;
         let (mut targets, mut bases) = (targets.into_iter(), bases.into_iter());
         let segments = batch.into_iter().map(
@@ -98,11 +111,11 @@ impl Reader {
         segments.collect()
     }
 
-    async fn fetch(&self, ids: &[NodeId]) -> Result<Vec<Leaf>> {
-        if ids.is_empty() {
+    async fn fetch(&self, wanted: &[(u32, NodeId)]) -> Result<Vec<Leaf>> {
+        if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let fetched = self.client.fetch_leaves(ids).await?;
+        let fetched = self.client.fetch_leaves(&self.of, wanted).await?;
         Ok(fetched.into_iter().map(|fetched| fetched.leaf).collect())
     }
 

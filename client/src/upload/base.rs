@@ -51,6 +51,7 @@ pub(super) async fn run(
         client,
         session,
         base,
+        of: base.origin(None),
         size_bytes: source.size_bytes(),
         source,
     };
@@ -61,6 +62,8 @@ struct Based<'a> {
     client: &'a Client,
     session: &'a Session,
     base: &'a Content,
+    /// The base, for requests.
+    of: Vec<String>,
     source: Arc<dyn Source>,
     size_bytes: u64,
 }
@@ -157,8 +160,7 @@ impl Based<'_> {
     async fn accepted(&self, part: Part) -> Result<Accepted> {
         match part {
             Part::Kept(kept) => {
-                let ids: Vec<_> = kept.iter().map(|(_, id)| *id).collect();
-                let fetched = self.client.fetch_leaves(&ids).await?;
+                let fetched = self.client.fetch_leaves(&self.of, &kept).await?;
                 let leaves = kept.into_iter().zip(fetched);
                 let leaves = leaves.map(|((segment, id), fetched)| {
                     self.check_end(segment, id, &fetched.leaf)?;
@@ -202,7 +204,7 @@ impl Based<'_> {
             return Ok(bytes);
         };
         let what = &self.session.what;
-        let fetched = self.client.fetch_leaves(&[id]).await?;
+        let fetched = self.client.fetch_leaves(&self.of, &[(segment, id)]).await?;
         let leaf = fetched.into_iter().next().map(|fetched| fetched.leaf);
         let leaf = leaf.ok_or_else(|| Error::protocol(what, "it sent no leaf"))?;
         self.check_end(segment, id, &leaf)?;
@@ -211,11 +213,12 @@ impl Based<'_> {
         let distinct = entries.filter(|(_, entry)| seen.insert(entry.chunk));
         let wanted = LeafChunks {
             leaf: id,
+            segment,
             chunks: distinct
                 .map(|(position, entry)| (position, entry.chunk, entry.blocks))
                 .collect(),
         };
-        let plain = fetch_plain(self.client, what, vec![wanted]).await?;
+        let plain = fetch_plain(self.client, what, &self.of, vec![wanted]).await?;
         for entry in leaf.entries() {
             let chunk = plain.chunk(what, entry.chunk, entry.blocks)?;
             let at = entry.start_block as usize * BLOCK_BYTES;
@@ -320,7 +323,7 @@ impl<'a> Parts<'a> {
             base_bytes != based.size_bytes && !end_bytes.is_multiple_of(SEGMENT_BYTES as u64);
         let mut parts = Self {
             based,
-            nodes: Nodes::of_whole(based.client),
+            nodes: Nodes::of_whole(based.client, based.of.clone()),
             walk: LeafWalk::new(&based.base.root, 0),
             leaf: None,
             changed: None,

@@ -16,6 +16,8 @@ pub(crate) enum Right {
     Anybody,
     /// Accounts, for what they see: nothing changes.
     Read,
+    /// The same, but a token needs this scope.
+    ReadWith(Scopes),
     /// Accounts, for what belongs to them: something changes that a token needs this scope for.
     Change(Scopes),
     /// The administrator, with a token that has this scope, if it is with a token.
@@ -68,10 +70,9 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::CreateAccessKey
         | Action::RevokeAccessKey => Right::Change(Scopes::ALL),
 
-        // Knowing the id of a chunk or a node is no right to its bytes: the replication service
-        // gives any.
+        // Knowing the id of a chunk or a node is no right to its bytes: requests name snapshots.
         Action::HoldSnapshot | Action::FetchNodes | Action::FetchChunks => {
-            Right::Administrator(Scopes::COPY)
+            Right::ReadWith(Scopes::COPY)
         }
 
         // The daemon acts for nobody: endpoints and files in requests are the administrator's, and
@@ -116,15 +117,12 @@ pub(crate) const fn is_change(action: Action) -> bool {
         | Action::PutChunks
         | Action::PutLeaves
         // They only read, though a token needs more than that for them.
-        | Action::HoldSnapshot
-        | Action::FetchNodes
-        | Action::FetchChunks
         | Action::GetCopy
         | Action::ListCopies
         | Action::EstimateCopy
         | Action::ListRemotes => false,
         _ => match right(action) {
-            Right::Anybody | Right::Read => false,
+            Right::Anybody | Right::Read | Right::ReadWith(_) => false,
             // Whoever opens a volume may write to it.
             Right::Change(_) => true,
             Right::Administrator(scope) => !Scopes::READ.allow(scope),
@@ -221,14 +219,14 @@ pub(crate) fn permit(principal: Option<&Principal>, action: Action) -> Result<()
     }
     match principal.account.state {
         AccountState::Disabled => return Err(Denied::Disabled { account: account() }),
-        AccountState::ReadOnly if right != Right::Read => {
+        AccountState::ReadOnly if !matches!(right, Right::Read | Right::ReadWith(_)) => {
             return Err(Denied::ReadOnly { account: account() });
         }
         AccountState::ReadOnly | AccountState::Active => {}
     }
     let scope = match right {
         Right::Anybody | Right::Read => Scopes::READ,
-        Right::Change(scope) => scope,
+        Right::ReadWith(scope) | Right::Change(scope) => scope,
         Right::Administrator(scope) if principal.is_administrator() => scope,
         Right::Administrator(_) => {
             return Err(Denied::Administrator {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use varve_content::{
     NodeId,
-    tree::{InnerNode, Leaf, NodeSource, Root, WalkError},
+    tree::{InnerNode, Leaf, NodePlace, NodeSource, Root, WalkError},
 };
 use varve_store::{Error, RootPin, SnapshotKey, SnapshotReader, SnapshotRecord, Store};
 
@@ -40,13 +40,18 @@ impl Base {
     }
 
     /// Number of data blocks in these leaves of the base.
-    pub(super) async fn blocks_of(&self, leaves: &[NodeId]) -> Result<u64, CopyError> {
+    pub(super) async fn blocks_of(&self, leaves: &[(u32, NodeId)]) -> Result<u64, CopyError> {
         let mut blocks = 0;
-        for id in leaves {
+        for (_, id) in leaves {
             let leaf = self.leaf(*id).await.map_err(CopyError::Base)?;
             blocks += u64::from(leaf.data_blocks());
         }
         Ok(blocks)
+    }
+
+    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, Error> {
+        let leaf = self.store.known_leaf(id).await?;
+        leaf.ok_or_else(|| absent(id))
     }
 }
 
@@ -68,12 +73,7 @@ pub(super) fn walked(error: WalkError<Error>) -> CopyError {
 impl NodeSource for Base {
     type Error = Error;
 
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, Error> {
-        let leaf = self.store.known_leaf(id).await?;
-        leaf.ok_or_else(|| absent(id))
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Error> {
+    async fn inner(&self, id: NodeId, _: NodePlace) -> Result<Arc<InnerNode>, Error> {
         let inner = self.store.known_inner(id).await?;
         inner.ok_or_else(|| absent(id))
     }

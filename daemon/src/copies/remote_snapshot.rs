@@ -28,6 +28,8 @@ pub(super) struct RemoteSnapshot {
     pub(super) connections: Connections,
     pub(super) snapshot: varve_client::Snapshot,
     pub(super) root: Root,
+    /// The id of the snapshot, for requests.
+    of: [String; 1],
     /// Keeps the content at the source. `None` if the source is older than holds. The work that
     /// needs the content locks it.
     hold: AsyncMutex<Option<SnapshotHold>>,
@@ -57,7 +59,8 @@ impl RemoteSnapshot {
         let hold = connections
             .heard(client.hold_snapshot(&snapshot.id))
             .await?;
-        let root = connections.heard(client.fetch_root(id)).await?;
+        let of = [snapshot.id.clone()];
+        let root = connections.heard(client.fetch_root(&of, id)).await?;
         if root.chunker_version != CHUNKER_VERSION {
             return Err(CopyError::Refused(format!(
                 "{} cuts with chunker version {}, this store with {CHUNKER_VERSION}: they would \
@@ -76,8 +79,14 @@ impl RemoteSnapshot {
             connections,
             snapshot,
             root,
+            of,
             hold: AsyncMutex::new(hold),
         })
+    }
+
+    /// The snapshot, as requests for its nodes and chunks name it.
+    pub(super) const fn of(&self) -> &[String] {
+        &self.of
     }
 
     /// Does work that needs the content of the snapshot, while the source keeps it.

@@ -7,17 +7,22 @@ use parking_lot::Mutex;
 use varve_client::FETCH_NODES_MAX;
 use varve_content::{
     NodeId,
-    tree::{InnerNode, Leaf, NodeSource},
+    tree::{InnerNode, Leaf, NodePlace, NodeSource},
 };
 use varve_store::Store;
 
-use super::source::{Connections, CopyError};
+use super::{
+    remote_snapshot::RemoteSnapshot,
+    source::{Connections, CopyError},
+};
 
 /// The nodes of a copied tree, from this store or from the source.
 #[derive(Debug)]
 pub(super) struct Nodes<'a> {
     store: &'a Store,
     source: &'a Connections,
+    /// The snapshot, for requests.
+    of: &'a [String],
     /// Children of an inner node that are missing here. They are fetched together, so that a walk
     /// does not wait for each of them.
     ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
@@ -34,10 +39,11 @@ pub(super) struct SizedLeaf {
 }
 
 impl<'a> Nodes<'a> {
-    pub(super) fn new(store: &'a Store, source: &'a Connections) -> Self {
+    pub(super) fn new(store: &'a Store, wanted: &'a RemoteSnapshot) -> Self {
         Self {
             store,
-            source,
+            source: &wanted.connections,
+            of: wanted.of(),
             ahead: Mutex::default(),
         }
     }
@@ -53,13 +59,13 @@ impl<'a> Nodes<'a> {
             .iter()
             .zip(&known)
             .filter(|(_, known)| known.is_none())
-            .map(|((_, id), _)| *id)
+            .map(|(leaf, _)| *leaf)
             .collect();
         let mut fetched = Vec::new();
         if !absent.is_empty() {
             fetched = self
                 .source
-                .heard(self.source.client().fetch_leaves(&absent))
+                .heard(self.source.client().fetch_leaves(self.of, &absent))
                 .await?;
         }
         let mut fetched = fetched.into_iter();
@@ -86,22 +92,25 @@ impl<'a> Nodes<'a> {
             .ok_or_else(|| CopyError::Mismatch("the source sent too few leaves".to_owned()))
     }
 
-    async fn fetch_ahead(&self, inner: &InnerNode) -> Result<(), CopyError> {
-        let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
-        let known = children.iter().map(|id| self.store.known_inner(*id));
+    async fn fetch_ahead(&self, inner: &InnerNode, at: NodePlace) -> Result<(), CopyError> {
+        let children = inner.children().iter();
+        let children: Vec<_> = children.map(|(slot, id)| (at.child(*slot), *id)).collect();
+        let known = children.iter().map(|(_, id)| self.store.known_inner(*id));
         let known = try_join_all(known).await?;
         let known = children.into_iter().zip(known);
         let absent = known.filter(|(_, known)| known.is_none());
-        let absent: Vec<_> = absent.map(|(id, _)| id).collect();
+        let absent: Vec<_> = absent.map(|(child, _)| child).collect();
         if absent.is_empty() {
             return Ok(());
         }
-        let fetches = absent
-            .chunks(FETCH_NODES_MAX)
-            .map(|ids| self.source.heard(self.source.client().fetch_inners(ids)));
+        let fetches = absent.chunks(FETCH_NODES_MAX).map(|wanted| {
+            let inners = self.source.client().fetch_inners(self.of, wanted);
+            self.source.heard(inners)
+        });
         let fetched = try_join_all(fetches).await?;
         let fetched = fetched.into_iter().flatten().map(Arc::new);
-        *self.ahead.lock() = absent.into_iter().zip(fetched).collect();
+        let ids = absent.into_iter().map(|(_, id)| id);
+        *self.ahead.lock() = ids.zip(fetched).collect();
         Ok(())
     }
 }
@@ -112,13 +121,7 @@ const BLOCK: u32 = varve_content::block::BLOCK_BYTES as u32;
 impl NodeSource for Nodes<'_> {
     type Error = CopyError;
 
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, CopyError> {
-        let leaves = self.leaves(&[(0, id)]).await?;
-        let leaf = leaves.into_iter().next().map(|leaf| leaf.leaf);
-        leaf.ok_or_else(|| CopyError::Mismatch(format!("the source sent no leaf {id}")))
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, CopyError> {
+    async fn inner(&self, id: NodeId, at: NodePlace) -> Result<Arc<InnerNode>, CopyError> {
         if let Some(inner) = self.ahead.lock().remove(&id) {
             return Ok(inner);
         }
@@ -127,14 +130,14 @@ impl NodeSource for Nodes<'_> {
             None => {
                 let fetched = self
                     .source
-                    .heard(self.source.client().fetch_inners(&[id]))
+                    .heard(self.source.client().fetch_inners(self.of, &[(at, id)]))
                     .await?;
                 let inner = fetched.into_iter().next().map(Arc::new);
                 inner.ok_or_else(|| CopyError::Mismatch(format!("the source sent no node {id}")))?
             }
         };
         if inner.level() == 2 {
-            self.fetch_ahead(&inner).await?;
+            self.fetch_ahead(&inner, at).await?;
         }
         Ok(inner)
     }

@@ -25,7 +25,7 @@ impl ReplicationService for Replication {
         let (caller, request) = calls::opened(&self.0, request)?;
         let held = self.0.hold_snapshot(&caller, &request.snapshot);
         calls::stream(held, |snapshot| v1::HoldResponse {
-            snapshot: snapshot.map(|record| convert::snapshot(record.into())),
+            snapshot: snapshot.map(convert::snapshot),
         })
         .await
     }
@@ -35,12 +35,11 @@ impl ReplicationService for Replication {
         request: Request<v1::FetchNodesRequest>,
     ) -> Result<Response<v1::FetchNodesResponse>, Status> {
         let (caller, request) = calls::opened(&self.0, request)?;
-        let keys = || request.nodes.iter().map(convert::node_key).collect();
-        let keys = calls::decoded(&self.0, &caller, Action::FetchNodes, keys)?;
-        calls::answer(self.0.export_nodes(&caller, keys), |nodes| {
-            v1::FetchNodesResponse {
-                nodes: nodes.into_iter().map(convert::node).collect(),
-            }
+        let nodes = || request.nodes.iter().map(convert::node_request).collect();
+        let nodes = calls::decoded(&self.0, &caller, Action::FetchNodes, nodes)?;
+        let exported = self.0.export_nodes(&caller, &request.snapshots, nodes);
+        calls::answer(exported, |nodes| v1::FetchNodesResponse {
+            nodes: nodes.into_iter().map(convert::node).collect(),
         })
         .await
     }
@@ -50,12 +49,10 @@ impl ReplicationService for Replication {
         request: Request<v1::FetchChunksRequest>,
     ) -> Result<Response<Self::FetchChunksStream>, Status> {
         let (caller, request) = calls::opened(&self.0, request)?;
-        let requests = || {
-            let leaves = request.leaves.into_iter();
-            leaves.map(convert::chunk_request).collect()
-        };
+        let v1::FetchChunksRequest { leaves, snapshots } = request;
+        let requests = || leaves.into_iter().map(convert::chunk_request).collect();
         let requests = calls::decoded(&self.0, &caller, Action::FetchChunks, requests)?;
-        let chunks = self.0.export_chunks(&caller, requests);
+        let chunks = self.0.export_chunks(&caller, &snapshots, requests);
         calls::stream(chunks, |chunks| v1::FetchChunksResponse {
             chunks: chunks.into_iter().map(convert::stored_chunk).collect(),
         })

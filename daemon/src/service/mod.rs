@@ -21,7 +21,7 @@
 //!
 //! - [`error`]: why an operation fails. `request`: what a request may hold.
 //! - [`pages`]: listings in pages. [`streams`]: answers that are streams.
-//! - `attachments`: volumes that are in use.
+//! - `attachments`: volumes that are in use. `holds`: snapshots that other stores copy.
 //! - `sight`: what a caller sees.
 //!
 //! Invariants: an operation has a [`Caller`], and passes the one door ([`Service::pass`],
@@ -38,6 +38,7 @@ mod copies;
 mod error;
 mod exports;
 mod gc;
+mod holds;
 mod page_token;
 mod pages;
 mod remotes;
@@ -69,7 +70,7 @@ pub(crate) use self::{
     exports::Descendant,
     gc::{GcChoice, GcState},
     pages::ListRequest,
-    replication::ChunkRequest,
+    replication::{ChunkRequest, NodeRequest},
     sight::Grantees,
     snapshots::{Snapshot, SnapshotsRequest, TagChange, VerifyState},
     status::{Facts, Status},
@@ -77,7 +78,7 @@ pub(crate) use self::{
     uploads::{ChunkMessage, NewUpload, Uploads},
     volumes::{AttachRequest, CloneRequest, VolumeDetails, VolumeRequest},
 };
-use self::{attachments::Attachments, sight::Sight, uploads::Intake};
+use self::{attachments::Attachments, holds::Holds, sight::Sight, uploads::Intake};
 use crate::{
     auth::{Accounts, Action, Attempt, Caller, Changed, Directory, Door, Failures, Resource},
     copies::Copies,
@@ -128,8 +129,8 @@ struct Inner {
     checks: Shares,
     /// Places for streams of chunks to other stores.
     fetches: Shares,
-    /// Places for holds of snapshots that other stores copy.
-    holds: Shares,
+    /// Snapshots that other stores copy, and the places for that.
+    holds: Holds,
 }
 
 impl Service {
@@ -143,7 +144,7 @@ impl Service {
             read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),
             checks: places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
             fetches: places("fetches of chunks", limits::COPY_STREAMS_MAX),
-            holds: replication::holds(),
+            holds: Holds::new(),
             parts,
         }))
     }

@@ -1,45 +1,48 @@
 //! Nodes and chunks for another store that copies a snapshot.
 
-use std::time::Duration;
-
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use varve_content::NodeId;
-use varve_store::{ExportedNode, NodeKey, RootPin, SnapshotRecord, Store, StoredChunk};
+use varve_content::{NodeId, tree::NodePlace};
+use varve_store::{ExportedNode, NodeKey, SnapshotId, SnapshotReader, Store, StoredChunk};
 
 use super::{
     Service,
     content::message_sized,
     error::{Error, Result},
+    holds::HeldSnapshot,
     request,
+    sight::Sight,
+    snapshots::Snapshot,
     streams::{self, Items, Outlet},
 };
 use crate::{
     auth::{Action, Attempt, Caller, Resource},
     limits,
-    resources::shares::{Rules, Shares},
 };
+
+/// A requested node, and its place in the tree of a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NodeRequest {
+    pub(crate) key: NodeKey,
+    pub(crate) at: NodePlace,
+}
 
 /// Requested chunks of a leaf.
 #[derive(Debug, Clone)]
 pub(crate) struct ChunkRequest {
     pub(crate) leaf: NodeId,
+    pub(crate) segment: u32,
     /// Positions in the leaf, in ascending order.
     pub(crate) entries: Vec<u32>,
 }
 
-/// Places for holds. A hold that does not fit is refused, and none gives way: it is better that a
-/// copy waits than that another one loses its content.
-pub(super) fn holds() -> Shares {
-    Shares::new(Rules {
-        what: "holds of snapshots",
-        total: limits::HOLDS_MAX,
-        local: limits::HOLDS_MAX / 4,
-        of_one: limits::HOLDS_OF_CONNECTION_MAX,
-        waiting: 0,
-        yields_after: Duration::MAX,
-        pace: 1,
-    })
+/// The snapshots that a request is about: what it names must be in one of their trees. They stay in
+/// the store meanwhile.
+#[derive(Debug)]
+enum Origin {
+    Snapshots(Vec<SnapshotReader>),
+    /// The administrator has named none, and may fetch all by its id.
+    Any,
 }
 
 impl Service {
@@ -49,66 +52,131 @@ impl Service {
         &self,
         caller: &Caller,
         key: &str,
-    ) -> Result<Items<Option<SnapshotRecord>>> {
+    ) -> Result<Items<Option<Snapshot>>> {
         let on = [Resource::Snapshot(key)];
         let sight = self.sight(caller);
         let open = async {
             let key = sight.readable_snapshot("snapshot", key)?;
-            let place = self.0.holds.take(caller.connection(), 1, Duration::ZERO);
-            let place = place.await?;
-            place.settle(true);
+            let place = self.0.holds.place(caller).await?;
             let reader = self.store().open_snapshot(&key).await?;
-            Ok(((reader.record().clone(), reader.pin().clone()), place))
+            let held = self.0.holds.hold(sight.account()?, &reader);
+            let shown = self.described(&sight, reader.record().clone());
+            Ok(((shown, held), place))
         };
         let stop = self.0.parts.stop.clone();
-        let work = |(record, pin), outlet| keep(record, pin, stop, outlet);
+        let work = |(shown, held), outlet| keep(shown, held, stop, outlet);
         let (call, tell) = ((caller, Action::HoldSnapshot), |it: &Attempt, (): &()| {
             it.served()
         });
         self.pass_stream(call, &on, open, work, tell).await
     }
 
-    /// Nodes of trees, as they are stored.
+    /// Nodes of the trees of some snapshots, as they are stored.
     pub(crate) async fn export_nodes(
         &self,
         caller: &Caller,
-        keys: Vec<NodeKey>,
+        snapshots: &[String],
+        nodes: Vec<NodeRequest>,
     ) -> Result<Vec<ExportedNode>> {
-        self.pass(caller, Action::FetchNodes, &[], async {
-            request::at_most("nodes", "nodes", keys.len(), limits::FETCH_NODES_MAX)?;
+        let on = resources(snapshots);
+        let sight = self.sight(caller);
+        self.pass(caller, Action::FetchNodes, &on, async {
+            request::at_most("nodes", "nodes", nodes.len(), limits::FETCH_NODES_MAX)?;
+            let origin = self.origin(&sight, snapshots).await?;
+            for node in &nodes {
+                origin.check(node.key, node.at).await?;
+            }
+            let keys = nodes.iter().map(|node| node.key).collect();
             Ok(self.store().export_nodes(keys).await?)
         })
         .await
     }
 
-    /// Chunks of leaves, as they are stored, in parts of up to [`limits::READ_MESSAGE_BYTES`] of
-    /// payload.
+    /// Chunks of leaves of some snapshots, as they are stored, in parts of up to
+    /// [`limits::READ_MESSAGE_BYTES`] of payload.
     pub(crate) async fn export_chunks(
         &self,
         caller: &Caller,
+        snapshots: &[String],
         requests: Vec<ChunkRequest>,
     ) -> Result<Items<Vec<StoredChunk>>> {
+        let on = resources(snapshots);
+        let sight = self.sight(caller);
         let open = async {
             check(&requests)?;
-            Ok((requests, streams::place(&self.0.fetches, caller).await?))
+            let place = streams::place(&self.0.fetches, caller).await?;
+            let origin = self.origin(&sight, snapshots).await?;
+            Ok(((origin, requests), place))
         };
         let store = self.store().clone();
-        let work = |requests, outlet| send(store, requests, outlet);
+        let work = |(origin, requests), outlet| send(store, origin, requests, outlet);
         let (call, tell) = ((caller, Action::FetchChunks), |it: &Attempt, (): &()| {
             it.served()
         });
-        self.pass_stream(call, &[], open, work, tell).await
+        self.pass_stream(call, &on, open, work, tell).await
+    }
+
+    /// The snapshots that a request names: those that the caller's account holds, and others that
+    /// the caller may read now.
+    async fn origin(&self, sight: &Sight, snapshots: &[String]) -> Result<Origin> {
+        let most = limits::FETCH_SNAPSHOTS_MAX;
+        request::at_most("snapshots", "snapshots", snapshots.len(), most)?;
+        if snapshots.is_empty() {
+            return match sight.sees_others() {
+                true => Ok(Origin::Any),
+                false => Err(Error::field(
+                    "snapshots",
+                    "it is empty, and only the administrator fetches content by its id alone: name \
+                     the snapshots, or update the program, if it is older than accounts",
+                )),
+            };
+        }
+        let account = sight.account()?;
+        let mut readers = Vec::with_capacity(snapshots.len());
+        for text in snapshots {
+            let key = sight.readable_snapshot("snapshots", text)?;
+            let id: Option<SnapshotId> = text.parse().ok();
+            readers.push(match id.and_then(|id| self.0.holds.find(account, id)) {
+                Some(held) => held,
+                None => self.store().open_snapshot(&key).await?,
+            });
+        }
+        Ok(Origin::Snapshots(readers))
     }
 }
 
-/// Keeps the content under a pin until the caller goes away: that is the regular end of a hold.
+impl Origin {
+    /// Checks that a node is in one of the trees, at this place. A node that is elsewhere is not
+    /// there for the caller.
+    async fn check(&self, node: NodeKey, at: NodePlace) -> Result<()> {
+        let Self::Snapshots(readers) = self else {
+            return Ok(());
+        };
+        for reader in readers {
+            let is_there = match node {
+                NodeKey::Root(id) => reader.pin().root() == id,
+                NodeKey::Inner(id) | NodeKey::Leaf(id) => reader.node_at(at).await? == Some(id),
+            };
+            if is_there {
+                return Ok(());
+            }
+        }
+        Err(node.not_found().into())
+    }
+}
+
+fn resources(snapshots: &[String]) -> Vec<Resource<'_>> {
+    snapshots.iter().map(|it| Resource::Snapshot(it)).collect()
+}
+
+/// Keeps a snapshot until the caller goes away: that is the regular end of a hold.
 async fn keep(
-    record: SnapshotRecord,
-    _pin: RootPin,
+    shown: Snapshot,
+    _held: HeldSnapshot,
     stop: CancellationToken,
-    outlet: Outlet<Option<SnapshotRecord>>,
+    outlet: Outlet<Option<Snapshot>>,
 ) -> Result<()> {
-    let mut item = Some(record);
+    let mut item = Some(shown);
     loop {
         tokio::select! {
             biased;
@@ -139,10 +207,18 @@ fn check(requests: &[ChunkRequest]) -> Result<()> {
 
 async fn send(
     store: Store,
+    origin: Origin,
     requests: Vec<ChunkRequest>,
     outlet: Outlet<Vec<StoredChunk>>,
 ) -> Result<()> {
-    for ChunkRequest { leaf, entries } in requests {
+    for ChunkRequest {
+        leaf,
+        segment,
+        entries,
+    } in requests
+    {
+        let at = NodePlace::of_leaf(segment);
+        origin.check(NodeKey::Leaf(leaf), at).await?;
         let chunks = store.export_chunks(leaf, &entries).await?;
         for chunks in message_sized(chunks, |chunk| chunk.payload.len()) {
             outlet.send(chunks).await?;
@@ -162,6 +238,7 @@ mod tests {
     fn what_cannot_be_asked_for_is_refused() {
         let request = |entries| ChunkRequest {
             leaf: NodeId::from_bytes([1; 32]),
+            segment: 0,
             entries,
         };
         check(&[request(vec![0, 5, 9])]).unwrap();

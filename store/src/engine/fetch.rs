@@ -6,7 +6,9 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
     ChunkId, NodeId, RootId,
-    tree::{InnerNode, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf_and_parent},
+    tree::{
+        InnerNode, Leaf, NodePlace, NodeSource, Root, TreeError, WalkError, find_leaf_and_parent,
+    },
 };
 
 use super::{
@@ -456,11 +458,7 @@ impl Engine {
 impl NodeSource for Engine {
     type Error = Error;
 
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        Ok(Arc::clone(self.located_leaf(id).await?.leaf()))
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
+    async fn inner(&self, id: NodeId, _: NodePlace) -> Result<Arc<InnerNode>> {
         self.inner_node(id).await
     }
 }

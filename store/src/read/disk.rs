@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use varve_content::{
     NodeId, RootId,
-    tree::{InnerNode, Leaf, NodeSource, Root},
+    tree::{InnerNode, NodePlace, NodeSource, Root},
 };
 
 use super::{ContentReader, Segment};
@@ -59,14 +59,7 @@ impl DiskSource {
 impl NodeSource for DiskSource {
     type Error = Error;
 
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        let leaf = self
-            .engine
-            .load_node(&self.packs, Name::leaf(id), Leaf::decode);
-        leaf.await.map(Arc::new)
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
+    async fn inner(&self, id: NodeId, _: NodePlace) -> Result<Arc<InnerNode>> {
         let inner = self
             .engine
             .load_node(&self.packs, Name::inner(id), InnerNode::decode);

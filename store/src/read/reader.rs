@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 use varve_content::{
     ChunkId,
     block::BLOCK_BYTES,
-    tree::{Leaf, LeafWalk, NodeId, Root, diff_leaves, find_leaf},
+    tree::{Leaf, LeafWalk, NodeId, NodePlace, Root, diff_leaves, find_leaf, find_node},
 };
 
 use super::{
@@ -267,6 +267,18 @@ impl ContentReader {
             push_change(&mut extents, part.end - position, false);
         }
         Ok(extents)
+    }
+
+    /// The id of the node that stands at a place of the content's tree; `None` if all is hole there.
+    /// Reads the inner nodes above it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`], which names the snapshot or volume; errors of reading.
+    pub async fn node_at(&self, at: NodePlace) -> Result<Option<NodeId>> {
+        find_node(&*self.engine, &self.root, at)
+            .await
+            .map_err(|error| self.named(walked(error)))
     }
 
     async fn leaf_id(&self, segment: u32) -> Result<Option<NodeId>> {

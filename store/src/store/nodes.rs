@@ -39,6 +39,21 @@ impl From<NodeKey> for Name {
     }
 }
 
+impl NodeKey {
+    /// The error for a node that is not there, or not for the caller.
+    #[must_use]
+    pub fn not_found(self) -> Error {
+        not_found(self.into())
+    }
+}
+
+fn not_found(name: Name) -> Error {
+    Error::NotFound {
+        what: "node",
+        name: name.to_string(),
+    }
+}
+
 /// A node of a tree as it is given to another store.
 #[derive(Debug, Clone)]
 pub struct ExportedNode {
@@ -166,10 +181,7 @@ impl Store {
         };
         match self.engine().meta(Priority::Write, find_absent).await? {
             None => Ok(()),
-            Some((name, _)) => Err(Error::NotFound {
-                what: "node",
-                name: name.to_string(),
-            }),
+            Some((name, _)) => Err(not_found(name)),
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{
     job::Job,
     remote_snapshot::RemoteSnapshot,
     remotes::{Remotes, Source},
-    source::{Connections, CopyError},
+    source::CopyError,
     tree::{Nodes, SizedLeaf},
 };
 use crate::{
@@ -211,7 +211,7 @@ impl CopyEngine {
         base: Option<Base>,
     ) -> Result<SnapshotRecord, CopyError> {
         let ingest = self.store.begin_ingest(new).await?.keep_packed();
-        let nodes = Nodes::new(&self.store, &wanted.connections);
+        let nodes = Nodes::new(&self.store, wanted);
         // `take` subtracts the leaves that are dropped.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
         job.done(base_blocks * BLOCK_BYTES as u64);
@@ -220,7 +220,7 @@ impl CopyEngine {
             job,
             place,
             ingest: &ingest,
-            source: &wanted.connections,
+            wanted,
             nodes: &nodes,
             base: base.as_ref(),
             fetches: Semaphore::new(COPY_FETCHES_OF_ONE),
@@ -371,7 +371,7 @@ impl CopyEngine {
         base: Option<&Base>,
     ) -> Result<Estimate, CopyError> {
         let mut estimate = Estimate::of(wanted.root);
-        let nodes = &Nodes::new(&self.store, &wanted.connections);
+        let nodes = &Nodes::new(&self.store, wanted);
         let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
         // The first eight bytes of each id: ids that share them would count as one.
         let mut counted: HashSet<u64> = HashSet::new();
@@ -539,6 +539,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
                 Some(last) => last.entries.push((position, entry.chunk)),
                 None => fetch.wanted.push(ChunkRequest {
                     leaf: leaf.id,
+                    segment: leaf.segment,
                     entries: vec![(position, entry.chunk)],
                 }),
             }
@@ -556,7 +557,7 @@ struct Transfer<'a> {
     job: &'a Job,
     place: &'a Hold,
     ingest: &'a Ingest,
-    source: &'a Connections,
+    wanted: &'a RemoteSnapshot,
     nodes: &'a Nodes<'a>,
     base: Option<&'a Base>,
     /// Places for this transfer's fetches.
@@ -625,8 +626,10 @@ impl Transfer<'_> {
     }
 
     async fn fetch_now(&self, fetch: Fetch, place: &Hold) -> Result<(), CopyError> {
-        let source = self.source;
-        let chunks = source.client().fetch_chunks(&fetch.wanted);
+        let source = &self.wanted.connections;
+        let chunks = source
+            .client()
+            .fetch_chunks(self.wanted.of(), &fetch.wanted);
         let mut chunks = source.heard(chunks).await?;
         while let Some(chunks) = source.heard(chunks.next()).await? {
             // From here the fetch waits for this store.

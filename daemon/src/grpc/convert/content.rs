@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use varve_content::{
     ChunkId, Codec, NodeId, RootId,
-    tree::{DiffKind, Leaf, LeafEntry},
+    tree::{DiffKind, Leaf, LeafEntry, MAX_HEIGHT, NodePlace},
 };
 use varve_proto::v1::{self, download_response, read_snapshot_response};
 use varve_store::{
@@ -16,8 +16,8 @@ use super::{unix_ns, wrong_id_length};
 use crate::{
     limits,
     service::{
-        ChunkMessage, ChunkRequest, DownloadPart, Error, NewUpload, RangeContent, RangePart,
-        Result, SentChunk, VerifyState,
+        ChunkMessage, ChunkRequest, DownloadPart, Error, NewUpload, NodeRequest, RangeContent,
+        RangePart, Result, SentChunk, VerifyState,
     },
 };
 
@@ -242,19 +242,32 @@ pub(in crate::grpc) fn range_part(part: RangePart) -> v1::ReadSnapshotResponse {
     }
 }
 
-pub(in crate::grpc) fn node_key(node: &v1::NodeRef) -> Result<NodeKey> {
+pub(in crate::grpc) fn node_request(node: &v1::NodeRef) -> Result<NodeRequest> {
     let id: [u8; NodeId::BYTES] = node.id[..]
         .try_into()
         .map_err(|_| wrong_id_length("nodes.id", &node.id))?;
-    match v1::NodeKind::try_from(node.kind) {
-        Ok(v1::NodeKind::Root) => Ok(NodeKey::Root(RootId::from_bytes(id))),
-        Ok(v1::NodeKind::Inner) => Ok(NodeKey::Inner(NodeId::from_bytes(id))),
-        Ok(v1::NodeKind::Leaf) => Ok(NodeKey::Leaf(NodeId::from_bytes(id))),
-        Ok(v1::NodeKind::Unspecified) | Err(_) => Err(Error::field(
-            "nodes.kind",
-            format!("{} is not a kind of node", node.kind),
-        )),
-    }
+    let key = match v1::NodeKind::try_from(node.kind) {
+        Ok(v1::NodeKind::Root) => NodeKey::Root(RootId::from_bytes(id)),
+        Ok(v1::NodeKind::Inner) => NodeKey::Inner(NodeId::from_bytes(id)),
+        Ok(v1::NodeKind::Leaf) => NodeKey::Leaf(NodeId::from_bytes(id)),
+        Ok(v1::NodeKind::Unspecified) | Err(_) => {
+            return Err(Error::field(
+                "nodes.kind",
+                format!("{} is not a kind of node", node.kind),
+            ));
+        }
+    };
+    let level = u8::try_from(node.level).map_err(|_| {
+        let problem = format!("{}, there is none above {MAX_HEIGHT}", node.level);
+        Error::field("nodes.level", problem)
+    })?;
+    Ok(NodeRequest {
+        key,
+        at: NodePlace {
+            level,
+            first_segment: node.first_segment,
+        },
+    })
 }
 
 pub(in crate::grpc) fn node(node: ExportedNode) -> v1::Node {
@@ -269,6 +282,7 @@ pub(in crate::grpc) fn chunk_request(leaf: v1::LeafChunks) -> Result<ChunkReques
         .map_err(|error| Error::field("leaves.leaf_id", error.to_string()))?;
     Ok(ChunkRequest {
         leaf: id,
+        segment: leaf.segment,
         entries: leaf.entries,
     })
 }
@@ -396,15 +410,22 @@ mod tests {
         let node = |kind, bytes| v1::NodeRef {
             kind,
             id: vec![1; bytes].into(),
+            level: 0,
+            first_segment: 7,
         };
-        assert_eq!(
-            node_key(&node(3, 32)).unwrap(),
-            NodeKey::Leaf(NodeId::from_bytes([1; 32]))
-        );
+        let leaf = node_request(&node(3, 32)).unwrap();
+        assert_eq!(leaf.key, NodeKey::Leaf(NodeId::from_bytes([1; 32])));
+        assert_eq!(leaf.at, NodePlace::of_leaf(7));
+        let high = v1::NodeRef {
+            level: 256,
+            ..node(2, 32)
+        };
+        let error = node_request(&high).unwrap_err();
+        refused(error, ErrorKind::InvalidArgument, &["nodes.level"]);
         for (kind, bytes) in [(0, 32), (4, 32), (3, 31), (1, 0)] {
             let invalid = ErrorKind::InvalidArgument;
             refused(
-                node_key(&node(kind, bytes)).unwrap_err(),
+                node_request(&node(kind, bytes)).unwrap_err(),
                 invalid,
                 &["nodes."],
             );
@@ -412,6 +433,7 @@ mod tests {
         let leaf = v1::LeafChunks {
             leaf_id: vec![1; 31].into(),
             entries: vec![0],
+            segment: 0,
         };
         let error = chunk_request(leaf).unwrap_err();
         refused(error, ErrorKind::InvalidArgument, &["leaves.leaf_id"]);

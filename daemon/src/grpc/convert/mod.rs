@@ -24,7 +24,7 @@ pub(super) use self::{
     },
     content::{
         chunk_ids, chunk_message, chunk_request, diff_extent, download_part, incoming_leaf,
-        new_upload, node, node_key, range_part, root, stored_chunk, verify_state,
+        new_upload, node, node_request, range_part, root, stored_chunk, verify_state,
     },
     gc::{dead_bytes, gc_choice, gc_plan, gc_state, gc_status, usage},
     records::{

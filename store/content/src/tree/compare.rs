@@ -20,8 +20,9 @@ pub struct ComparedLeaves {
     pub wanted: Vec<(u32, NodeId)>,
     /// Leaves that the base has in the same segment: segment number and id.
     pub kept: Vec<(u32, NodeId)>,
-    /// Leaves of the base, over the same segments, that the tree does not have.
-    pub dropped: Vec<NodeId>,
+    /// Leaves of the base, over the same segments, that the tree does not have: segment number and
+    /// id.
+    pub dropped: Vec<(u32, NodeId)>,
 }
 
 impl ComparedLeaves {
@@ -86,7 +87,7 @@ impl LeafComparison {
                     batch.kept.push(wanted);
                 }
                 (base, wanted) => {
-                    batch.dropped.extend(base.map(|(_, id)| id));
+                    batch.dropped.extend(base);
                     batch.wanted.extend(wanted);
                 }
             }
@@ -144,7 +145,7 @@ mod tests {
 
     use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
-    use super::super::{InnerNode, Leaf, TreeBuilder, tests::walking::ready};
+    use super::super::{InnerNode, NodePlace, TreeBuilder, tests::walking::ready};
     use crate::block::SEGMENT_BYTES;
 
     use super::*;
@@ -155,11 +156,7 @@ mod tests {
     impl NodeSource for Nodes {
         type Error = Infallible;
 
-        async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, Infallible> {
-            panic!("leaf {id} is not needed to compare trees");
-        }
-
-        async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Infallible> {
+        async fn inner(&self, id: NodeId, _: NodePlace) -> Result<Arc<InnerNode>, Infallible> {
             Ok(Arc::clone(&self.0[&id]))
         }
     }
@@ -211,7 +208,7 @@ mod tests {
         );
         assert_eq!(found.kept, [(0, id(1)), (700, id(7))]);
         assert_eq!(found.wanted, [(2, id(9)), (5, id(5))]);
-        assert_eq!(found.dropped, [id(2), id(3), id(8)]);
+        assert_eq!(found.dropped, [(2, id(2)), (3, id(3)), (800, id(8))]);
         let nothing = compared((size, &[]), (size, &[]));
         assert_eq!(nothing, ComparedLeaves::default());
     }
@@ -222,7 +219,7 @@ mod tests {
         let found = compared((9 * SEGMENT, &leaves), (2 * SEGMENT - 4096, &leaves));
         assert_eq!(found.kept, [(0, id(1))]);
         assert_eq!(found.wanted, [(1, id(2))]);
-        assert_eq!(found.dropped, [id(2)]);
+        assert_eq!(found.dropped, [(1, id(2))]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Differences between two trees, and between two leaves.
 
-use super::geometry::child_segment;
+use super::geometry::{NodePlace, child_segment};
 use super::walk::{checked_child, inner_at};
 use super::{INNER_CHILDREN, Leaf, LeafEntry, NodeId, NodeSource, Root, WalkError};
 use crate::block::SEGMENT_BLOCKS;
@@ -121,7 +121,11 @@ async fn children<S: NodeSource>(
     if subtree.level < place.level {
         return Ok(vec![(0, subtree)]);
     }
-    let inner = inner_at(source, subtree.id, place.level).await?;
+    let at = NodePlace {
+        level: place.level,
+        first_segment: place.first_segment,
+    };
+    let inner = inner_at(source, subtree.id, at).await?;
     let child = |&(slot, id): &(u8, NodeId)| {
         checked_child(
             subtree.id,

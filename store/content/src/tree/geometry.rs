@@ -27,6 +27,47 @@ pub const fn height(size_bytes: u64) -> u8 {
     height
 }
 
+/// The place of a node in a tree: one node at most stands there.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
+pub struct NodePlace {
+    /// Level of the node: 0 for a leaf, 1 to [`MAX_HEIGHT`] for an inner node.
+    pub level: u8,
+    /// First segment below the node; that of a leaf is its own.
+    pub first_segment: u32,
+}
+
+impl NodePlace {
+    /// The place of the leaf of a segment.
+    #[must_use]
+    pub const fn of_leaf(segment: u32) -> Self {
+        Self {
+            level: 0,
+            first_segment: segment,
+        }
+    }
+
+    /// The place of the child in a slot of the inner node that stands here.
+    #[must_use]
+    pub fn child(self, slot: u8) -> Self {
+        let level = self.level.clamp(1, MAX_HEIGHT);
+        Self {
+            level: level - 1,
+            first_segment: child_segment(self.first_segment, level, slot),
+        }
+    }
+
+    /// The place of the node of `level` that this place is below, or that stands here.
+    pub(super) fn within(self, level: u8) -> Self {
+        let first_segment = subtree_of(self.first_segment, level)
+            .checked_shl(SLOT_BITS * u32::from(level))
+            .unwrap_or(0);
+        Self {
+            level,
+            first_segment,
+        }
+    }
+}
+
 /// Slot that leads to `segment` in an inner node of `level` (1 = its children are leaves).
 pub(super) fn slot_of(segment: u32, level: u8) -> u8 {
     (segment >> (SLOT_BITS * (u32::from(level) - 1))).to_le_bytes()[0]

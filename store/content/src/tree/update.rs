@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::geometry::{child_segment, has_segment, slot_of};
+use super::geometry::{NodePlace, child_segment, has_segment, slot_of};
 use super::walk::{checked_child, inner_at};
 use super::{INNER_CHILDREN, InnerNode, NodeId, NodeSource, Root, TreeError, WalkError, height};
 use crate::block::{MAX_VOLUME_BYTES, segment_count};
@@ -268,7 +268,11 @@ impl TreeUpdate {
             None => Old::Nothing,
             Some(top) if top.level < level => Old::Top(top),
             Some(Subtree { id, .. }) => {
-                let inner = inner_at(source, id, level).await?;
+                let at = NodePlace {
+                    level,
+                    first_segment,
+                };
+                let inner = inner_at(source, id, at).await?;
                 for (slot, _) in inner.children() {
                     checked_child(id, first_segment, level, *slot, self.base_bytes)?;
                 }

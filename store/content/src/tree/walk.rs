@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::geometry::{child_segment, has_segment, slot_of};
+use super::geometry::{NodePlace, child_segment, has_segment, slot_of};
 use super::{InnerNode, Leaf, NodeId, Root, TreeError, WalkError};
 
 /// A node of a tree.
@@ -47,32 +47,33 @@ impl Node {
     }
 }
 
-/// A source of nodes: a store, its cache, or a peer. It checks every node that it returns against
-/// the requested id.
+/// A source of inner nodes: a store, its cache, or a peer. It checks every node that it returns
+/// against the requested id.
 pub trait NodeSource {
     /// The error of a source that fails to return a node.
     type Error;
 
-    /// Returns the leaf with this id. Fails if the source does not have it, or has another kind of
-    /// node under the id.
-    fn leaf(&self, id: NodeId) -> impl Future<Output = Result<Arc<Leaf>, Self::Error>> + Send;
-
-    /// Returns the inner node with this id. Fails like [`leaf`](Self::leaf).
-    fn inner(&self, id: NodeId)
-    -> impl Future<Output = Result<Arc<InnerNode>, Self::Error>> + Send;
+    /// Returns the inner node with this id. Fails if the source does not have it, or has another
+    /// kind of node under the id. The node is wanted for this place in the tree: a peer has to be
+    /// told of it.
+    fn inner(
+        &self,
+        id: NodeId,
+        at: NodePlace,
+    ) -> impl Future<Output = Result<Arc<InnerNode>, Self::Error>> + Send;
 }
 
-/// The inner node that belongs at `level`.
+/// The inner node that belongs at a place.
 pub(super) async fn inner_at<S: NodeSource>(
     source: &S,
     node: NodeId,
-    level: u8,
+    at: NodePlace,
 ) -> Result<Arc<InnerNode>, WalkError<S::Error>> {
-    let inner = source.inner(node).await.map_err(WalkError::Source)?;
-    if inner.level() != level {
+    let inner = source.inner(node, at).await.map_err(WalkError::Source)?;
+    if inner.level() != at.level {
         return Err(WalkError::Level {
             node,
-            expected: level,
+            expected: at.level,
             found: inner.level(),
         });
     }
@@ -130,7 +131,8 @@ pub async fn find_leaf_and_parent<S: NodeSource>(
     };
     let mut found = None;
     for level in (1..=root.height()).rev() {
-        let inner = inner_at(source, node, level).await?;
+        let at = NodePlace::of_leaf(segment).within(level);
+        let inner = inner_at(source, node, at).await?;
         let Some(child) = inner.child(slot_of(segment, level)) else {
             return Ok(None);
         };
@@ -138,6 +140,32 @@ pub async fn find_leaf_and_parent<S: NodeSource>(
         node = child;
     }
     Ok(found)
+}
+
+/// Finds the node at a place; `None` if all is hole there, or the tree has no such place.
+///
+/// # Errors
+///
+/// As of [`find_leaf`].
+pub async fn find_node<S: NodeSource>(
+    source: &S,
+    root: &Root,
+    at: NodePlace,
+) -> Result<Option<NodeId>, WalkError<S::Error>> {
+    let is_place = at.level <= root.height()
+        && at.within(at.level) == at
+        && has_segment(root.size_bytes, at.first_segment);
+    let Some(mut node) = root.top.filter(|_| is_place) else {
+        return Ok(None);
+    };
+    for level in (at.level + 1..=root.height()).rev() {
+        let inner = inner_at(source, node, at.within(level)).await?;
+        let Some(child) = inner.child(slot_of(at.first_segment, level)) else {
+            return Ok(None);
+        };
+        node = child;
+    }
+    Ok(Some(node))
 }
 
 /// Visits the leaves of a tree in ascending order of their segments. Holds one node per level.
@@ -214,7 +242,11 @@ impl LeafWalk {
         first_segment: u32,
         level: u8,
     ) -> Result<(), WalkError<S::Error>> {
-        let inner = inner_at(source, id, level).await?;
+        let at = NodePlace {
+            level,
+            first_segment,
+        };
+        let inner = inner_at(source, id, at).await?;
         let next_child = inner.children().partition_point(|&(slot, _)| {
             last_segment(child_segment(first_segment, level, slot), level - 1) < self.from_segment
         });

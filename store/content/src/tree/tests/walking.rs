@@ -21,6 +21,8 @@ pub(super) type Leaves = BTreeMap<u32, NodeId>;
 pub(super) struct Nodes {
     pub(super) inner: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
     reads: AtomicUsize,
+    /// What was asked for, and where.
+    asked: Mutex<Vec<(NodeId, NodePlace)>>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -30,12 +32,9 @@ pub(super) struct Missing(pub(super) NodeId);
 impl NodeSource for Nodes {
     type Error = Missing;
 
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, Missing> {
-        Err(Missing(id))
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Missing> {
+    async fn inner(&self, id: NodeId, at: NodePlace) -> Result<Arc<InnerNode>, Missing> {
         self.reads.fetch_add(1, Ordering::Relaxed);
+        self.asked.lock().unwrap().push((id, at));
         self.inner
             .lock()
             .unwrap()
@@ -76,6 +75,18 @@ impl Nodes {
     fn diff(&self, base: &Root, target: &Root) -> Result<Vec<SegmentDiff>, WalkError<Missing>> {
         let mut diff = TreeDiff::new(base, target);
         std::iter::from_fn(|| ready(diff.next(self)).transpose()).collect()
+    }
+
+    fn asked(&self) -> Vec<(NodeId, NodePlace)> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    fn find(&self, root: &Root, level: u8, first_segment: u32) -> Option<NodeId> {
+        let at = NodePlace {
+            level,
+            first_segment,
+        };
+        ready(find_node(self, root, at)).unwrap()
     }
 
     pub(super) fn reads(&self) -> usize {
@@ -154,6 +165,25 @@ proptest! {
             prop_assert_eq!(nodes.walk(&root, from_segment).unwrap(), expected);
             let found = ready(find_leaf(&nodes, &root, from_segment)).unwrap();
             prop_assert_eq!(found, leaves.get(&from_segment).copied());
+            prop_assert_eq!(nodes.find(&root, 0, from_segment), found);
+        }
+        // Everything was asked for at its place.
+        for (id, at) in nodes.asked() {
+            prop_assert_eq!(ready(find_node(&nodes, &root, at)), Ok(Some(id)));
+        }
+    }
+
+    #[test]
+    fn a_diff_asks_for_nodes_at_their_places(
+        (base_bytes, base) in volume(),
+        (target_bytes, target) in volume(),
+    ) {
+        let nodes = Nodes::default();
+        let roots = [nodes.build(base_bytes, &base), nodes.build(target_bytes, &target)];
+        nodes.diff(&roots[0], &roots[1]).unwrap();
+        for (id, at) in nodes.asked() {
+            let found = roots.map(|root| ready(find_node(&nodes, &root, at)).unwrap());
+            prop_assert!(found.contains(&Some(id)), "{at:?}");
         }
     }
 
@@ -233,6 +263,46 @@ fn the_last_segment_of_the_largest_volume() {
     assert_eq!(nodes.walk(&root, 1), Ok(vec![(last, leaf_id(2))]));
     assert_eq!(ready(find_leaf(&nodes, &root, last)), Ok(Some(leaf_id(2))));
     assert_eq!(ready(find_leaf(&nodes, &root, last + 1)), Ok(None));
+}
+
+#[test]
+fn nothing_stands_at_a_place_that_a_tree_does_not_have() {
+    let nodes = Nodes::default();
+    let leaves = Leaves::from([(0, leaf_id(1)), (300, leaf_id(2))]);
+    let root = nodes.build(400 * SEGMENT, &leaves);
+    let top = nodes.find(&root, 2, 0);
+    assert_eq!(top, root.top);
+    let below = [0, 256].map(|first| nodes.find(&root, 1, first).unwrap());
+    assert_ne!(below[0], below[1]);
+    let inner = ready(nodes.inner(root.top.unwrap(), NodePlace::of_leaf(0))).unwrap();
+    let at = NodePlace {
+        level: 2,
+        first_segment: 0,
+    };
+    for (slot, id) in inner.children() {
+        assert_eq!(
+            ready(find_node(&nodes, &root, at.child(*slot))),
+            Ok(Some(*id))
+        );
+    }
+    // Holes, places within a node, levels above the top, segments behind the end.
+    for (level, first_segment) in [
+        (0, 1),
+        (0, 400),
+        (0, u32::MAX),
+        (1, 1),
+        (1, 300),
+        (1, 512),
+        (2, 256),
+        (3, 0),
+        (4, 0),
+        (u8::MAX, 0),
+    ] {
+        let found = nodes.find(&root, level, first_segment);
+        assert_eq!(found, None, "{level}, {first_segment}");
+    }
+    let empty = TreeBuilder::new(400 * SEGMENT).unwrap().finish().0;
+    assert_eq!(nodes.find(&empty, 0, 0), None);
 }
 
 #[test]
