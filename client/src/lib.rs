@@ -120,7 +120,7 @@ pub use changes::{ChangeKind, ChangeStream, ChangedExtent, Changes};
 pub use connect::{Client, Connector, Endpoint, Tls};
 pub use control::Control;
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
-pub use credentials::{SecretAccessKey, TokenSecret};
+pub use credentials::{SecretAccessKey, TokenSecret, read_secret_line};
 pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };

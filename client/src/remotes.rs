@@ -27,6 +27,12 @@ pub struct Remote {
     /// Files on the daemon's machine with the client certificate and its private key (PEM). `None`:
     /// the daemon's own setting.
     pub tls_identity: Option<(PathBuf, PathBuf)>,
+    /// File on the daemon's machine with the token to show: the copies then act for its account.
+    /// Only the daemon's user may have access to it.
+    pub token_file: Option<PathBuf>,
+    /// The account that it belongs to: its id, 12 decimal digits; for a new one also its name or
+    /// alias. Empty: the administrator's. Names are unique per account.
+    pub owner: String,
     /// When it was added; `None` for a new one.
     pub created_at: Option<SystemTime>,
 }
@@ -40,6 +46,8 @@ impl Remote {
             allow_plaintext: remote.allow_plaintext,
             tls_ca: file(remote.tls_ca),
             tls_identity: file(remote.tls_cert).zip(file(remote.tls_key)),
+            token_file: file(remote.token_file),
+            owner: remote.owner,
             created_at: remote.created_at.and_then(system_time),
         }
     }
@@ -71,7 +79,10 @@ impl Client {
                 tls_cert: cert.map(text).transpose()?.unwrap_or_default(),
                 tls_key: key.map(text).transpose()?.unwrap_or_default(),
                 created_at: None,
+                token_file: remote.token_file.map(text).transpose()?.unwrap_or_default(),
+                owner: String::new(),
             }),
+            account: remote.owner,
         };
         let added = self.remote_service().add_remote(request).await;
         let added = added.map_err(|status| Error::rpc(&what, status))?;
@@ -95,15 +106,16 @@ impl Client {
         Ok(remotes.map(Remote::from_proto).collect())
     }
 
-    /// Removes a remote.
+    /// Removes a remote of an account: its id, name or alias; empty: the administrator's.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such remote; errors of
     /// the connection.
-    pub async fn remove_remote(&self, name: &str) -> Result<()> {
+    pub async fn remove_remote(&self, name: &str, account: &str) -> Result<()> {
         let request = v1::RemoveRemoteRequest {
             name: name.to_owned(),
+            account: account.to_owned(),
         };
         let removed = self.remote_service().remove_remote(request).await;
         removed.map_err(|status| Error::rpc(format!("delete remote {name}"), status))?;

@@ -228,10 +228,14 @@ pub const COPY_ESTIMATES_MAX: usize = 2;
 pub const ESTIMATE_CHUNKS_MAX: usize = 8 << 20;
 /// Received bytes after which a copy makes them durable.
 pub const COPY_FLUSH_BYTES: u64 = 64 << 20;
-/// Copies that run at one time. Others wait, and take the turn of one whose source is silent.
+/// Copies that run at one time: of the administrator, and as many of all other accounts. Others
+/// wait, and take the turn of one whose source is silent.
 pub const COPIES_RUNNING_MAX: usize = 4;
 /// Copies under way, those that wait included.
 pub const COPIES_MAX: usize = 1024;
+/// The part of them that one account may have, unless it is the administrator's. One of them runs
+/// at a time.
+pub const COPIES_OF_ACCOUNT_MAX: usize = COPIES_MAX / 4;
 /// Ancestors of the wanted snapshot that a copy asks the source for, to find one that is here.
 pub const COPY_ANCESTORS_MAX: usize = 16;
 /// Leaves of that ancestor that are skipped together.

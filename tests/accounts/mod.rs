@@ -4,6 +4,7 @@
 mod access_keys;
 mod audit;
 mod certificates;
+mod copies;
 mod core_dumps;
 mod cost;
 mod exports;

@@ -1,7 +1,7 @@
 //! Replication as accounts: another store, or an archive, gets what its account may read, and no
 //! more. An id of a node or a chunk is no right to it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use bytes::Bytes;
 use tonic::{
@@ -420,6 +420,81 @@ fn a_store_copies_what_its_account_at_the_source_may_read() {
     });
     assert_eq!(copied["state"], "completed", "{copied}");
     here.assert_content("more", &there.scratch.join("more"));
+}
+
+/// The token of a store is one of an account at the source.
+#[test]
+fn a_store_copies_by_the_token_that_its_remote_has() {
+    let there = store();
+    let file = token(&there, "web.token", "web --scope copy");
+    let path = file.to_str().unwrap();
+    let here = Lab::new();
+    let snapctl = here.snapctl();
+    let add = |name: &str, endpoint: &str, path: &str| {
+        let arguments = ["remote", "add", name, endpoint, "--remote-token-file", path];
+        snapctl.run(arguments)
+    };
+    let endpoint = there.varved.tcp_endpoint();
+    add("source", &endpoint, path).ok();
+    let shown = snapctl.json(["remote", "show", "source"]);
+    assert_eq!(text(&shown, "token_file"), path);
+
+    let copy = |snapshot: &str| {
+        let arguments = ["copy", snapshot, "--from", "source", "--wait"];
+        snapctl.run(arguments)
+    };
+    copy("web").ok();
+    here.assert_content("web", &there.scratch.join("web"));
+    copy("db").fails(exit::NOT_FOUND);
+
+    // Files that cannot be used, and ways on which a token does not go.
+    let secret = fs::read_to_string(&file).unwrap();
+    let absent = there.scratch.join("absent");
+    let open = there.scratch.file("open.token", &secret);
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    let other = there.scratch.file("other.token", "hunter2");
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+    let path_of = |path: &Path| path.to_str().unwrap().to_owned();
+    for (path, says) in [
+        (path_of(&absent), "absent"),
+        (path_of(&open), "chmod 600"),
+        (path_of(&other), "not a token"),
+        (secret.trim().to_owned(), "this is a token"),
+    ] {
+        let finished = add("bad", &endpoint, &path);
+        let code = finished.status.code().unwrap();
+        let said = finished.fails(code);
+        assert!(said.contains(says), "{path}: {said}");
+        assert!(!said.contains("hunter2") && !said.contains(secret.trim()));
+    }
+    let far = [
+        "remote",
+        "add",
+        "bad",
+        "http://192.0.2.1:7433",
+        "--allow-plaintext",
+    ];
+    let with_token = ["--remote-token-file", path];
+    let said = snapctl
+        .run(far.iter().chain(&with_token))
+        .fails(exit::USAGE);
+    assert!(said.contains("token"), "{said}");
+
+    // It is read at each try, and acts until it is revoked.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let estimate = ["copy", "estimate", "web", "--from", "source"];
+    let said = snapctl.run(estimate).fails(exit::CONFLICT);
+    assert!(said.contains("chmod 600"), "{said}");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    snapctl.run(estimate).ok();
+    let list = there.snapctl().json(["account", "token", "list", "web"]);
+    let id = text(&list["tokens"][0], "id");
+    admin(&there, &format!("account token revoke {id}"));
+    let said = snapctl.run(estimate).fails(super::DENIED);
+    assert!(said.contains("not valid"), "{said}");
+    for lab in [&here, &there] {
+        assert!(!lab.varved.log().contains(secret.trim()));
+    }
 }
 
 #[test]

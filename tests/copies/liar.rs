@@ -22,6 +22,7 @@ use varve_proto::v1::{
 };
 use varve_tests::{
     lab::Lab,
+    process::run,
     random::Random,
     snapctl::{exit, number, text},
 };
@@ -474,4 +475,34 @@ fn a_source_that_lies_is_refused_and_named_and_harms_nothing() {
         "{}",
         lab.varved.log()
     );
+}
+
+/// A source that knows the ids of content here and does not have it gives it to no account.
+#[test]
+fn an_account_gets_nothing_from_a_source_that_only_knows_its_ids() {
+    let lab = Lab::new();
+    let runtime = Runtime::new().unwrap();
+    let snapctl = lab.snapctl();
+    let secret = lab.scratch.file("secret", image(710));
+    snapctl.import(&secret, "secret");
+    let source = Source::new(runtime.handle(), Lie::ChunkBytes, "lie", &image(710));
+    let endpoint = format!("http://{}", serve(&runtime, source));
+    snapctl.run(["account", "create", "web"]).ok();
+    let token = lab.scratch.join("token");
+    let create = ["account", "token", "create", "web", "--output-file"];
+    snapctl
+        .run(create.iter().copied().chain(token.to_str()))
+        .ok();
+    let remote = ["remote", "create", "liar", &endpoint];
+    snapctl.run(remote.iter().chain(&["--account", "web"])).ok();
+    snapctl.run(remote).ok();
+    let copy = ["copy", "lie", "--from", "liar", "--wait"];
+    let mut command = snapctl.command(copy);
+    command.env("VARVE_TOKEN_FILE", &token);
+    let said = run(command).fails(exit::DAMAGED);
+    assert!(said.contains("the bytes that arrived have id"), "{said}");
+    assert_eq!(snapctl.names(), ["secret"]);
+    // The administrator's copy takes what is here.
+    let copied = snapctl.json(copy);
+    assert_eq!(number(&copied, "received_chunks"), 0);
 }

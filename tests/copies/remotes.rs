@@ -72,7 +72,8 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
     let listed = snapctl.json(["remote", "list"]);
     let mut expected = json!({
         "name": "eu", "endpoint": endpoint, "allow_plaintext": false,
-        "tls_ca": files[0], "tls_cert": files[1], "tls_key": files[2],
+        "tls_ca": files[0], "tls_cert": files[1], "tls_key": files[2], "token_file": null,
+        "owner": "000000000000",
     });
     expected["created_at"] = listed["remotes"][0]["created_at"].clone();
     assert_eq!(listed, json!({ "remotes": [expected] }));

@@ -1,17 +1,17 @@
-//! Encodings of accounts, tokens and access keys.
+//! Encodings of accounts, tokens, access keys and remotes.
 
 use varve_store::format::{
     CatalogRecord as _,
     keys::Holdings,
     record::{
-        AccessKeyRecord, AccountRecord, TokenRecord,
+        AccessKeyRecord, AccountRecord, RemoteRecord, TokenRecord,
         access_key::{AccessKeyId, SealedSecret},
         account::{AccountState, BlockPublicAccess, Quota},
         token::{Scopes, SecretHash, TokenId},
     },
 };
 
-use super::samples::{Samples, account};
+use super::samples::{Samples, account, remote};
 
 const IDENTITIES: [&str; 3] = ["uid:1000", "gid:7", "cert:CN=backup,O=Example"];
 
@@ -71,6 +71,14 @@ fn holdings() -> Vec<u8> {
     holdings.encode().to_vec()
 }
 
+fn remote_of_account() -> RemoteRecord {
+    RemoteRecord {
+        owner: account(),
+        token_file: "/etc/varve/eu.token".to_owned(),
+        ..remote(true)
+    }
+}
+
 /// The samples of a decoder, by file name.
 pub(super) fn of(decoder: &str) -> Samples {
     match decoder {
@@ -89,6 +97,11 @@ pub(super) fn of(decoder: &str) -> Samples {
         ],
         "access-key-record" => vec![("plain", access_key().encode())],
         "access-key-id" => vec![("id", access_key().id.to_string().into_bytes())],
+        "remote-record" => vec![
+            ("plain", remote(false).encode()),
+            ("files", remote(true).encode()),
+            ("owned", remote_of_account().encode()),
+        ],
         "account-identity" => vec![
             ("user", IDENTITIES[0].into()),
             ("group", IDENTITIES[1].into()),

@@ -105,10 +105,6 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .encode(),
             ),
         ],
-        "remote-record" => vec![
-            ("plain", remote(false).encode()),
-            ("files", remote(true).encode()),
-        ],
         "volume-id" => vec![("id", volume(false).id.to_string().into_bytes())],
         "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
         "store-file" => [
@@ -482,12 +478,14 @@ pub(super) fn remote(has_files: bool) -> RemoteRecord {
         }
     };
     RemoteRecord {
+        owner: AccountId::ADMINISTRATOR,
         name: "eu".to_owned(),
         endpoint: "https://eu.example.com:7420".to_owned(),
         allow_plaintext: !has_files,
         tls_ca: file("/etc/varve/eu-ca.pem"),
         tls_cert: file("/etc/varve/eu.pem"),
         tls_key: file("/etc/varve/eu.key"),
+        token_file: String::new(),
         created_at_ns: 1_700_000_000_123_456_789,
     }
 }

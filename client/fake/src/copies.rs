@@ -120,7 +120,9 @@ impl RemoteService for Service {
         &self,
         request: Request<v1::AddRemoteRequest>,
     ) -> Result<Response<v1::Remote>, Status> {
-        let remote = request.into_inner().remote.unwrap_or_default();
+        let request = request.into_inner();
+        let mut remote = request.remote.unwrap_or_default();
+        remote.owner = request.account;
         let mut state = self.state();
         state.remotes.insert(remote.name.clone(), remote.clone());
         Ok(Response::new(remote))

@@ -233,7 +233,7 @@ impl Options {
 
     fn token(&self, endpoint: &Endpoint) -> Result<Option<TokenSecret>, Failure> {
         let file = self.token_file(endpoint)?;
-        Ok(file.map(token_file::read).transpose()?)
+        Ok(file.map(TokenSecret::from_file).transpose()?)
     }
 
     /// Says that a variable wins over the profile that the user has named: it may be a leftover of

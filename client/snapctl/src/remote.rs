@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use varve_client::{Client, Endpoint, Error, ErrorKind, Remote};
+use varve_client::{Client, Endpoint, Error, ErrorKind, Remote, TokenSecret};
 
 use crate::{
     Options, authorities,
@@ -35,6 +35,9 @@ pub(crate) enum Remotes {
     Delete {
         /// The name
         name: String,
+        /// The account that it belongs to: name, alias or id [default: the administrator's]
+        #[arg(long)]
+        account: Option<String>,
     },
 }
 
@@ -58,6 +61,12 @@ pub(crate) struct Create {
     /// Private key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+    /// File with the token to show it; only the daemon's user may have access to it
+    #[arg(long, value_name = "FILE")]
+    remote_token_file: Option<PathBuf>,
+    /// Account whose copies come from it: name, alias or id [default: the administrator's]
+    #[arg(long)]
+    account: Option<String>,
     /// Allow plain HTTP over a network, where others can read the content
     #[arg(long)]
     allow_plaintext: bool,
@@ -72,6 +81,9 @@ struct RemoteJson<'a> {
     tls_ca: Option<String>,
     tls_cert: Option<String>,
     tls_key: Option<String>,
+    token_file: Option<String>,
+    /// `null` from daemons without accounts.
+    owner: Option<&'a str>,
     created_at: Option<String>,
 }
 
@@ -86,6 +98,8 @@ impl<'a> From<&'a Remote> for RemoteJson<'a> {
             tls_ca: remote.tls_ca.as_ref().map(text),
             tls_cert: identity.map(|(cert, _)| text(cert)),
             tls_key: identity.map(|(_, key)| text(key)),
+            token_file: remote.token_file.as_ref().map(text),
+            owner: output::owner(&remote.owner),
             created_at: remote.created_at.and_then(output::rfc3339),
         }
     }
@@ -120,8 +134,9 @@ impl Remotes {
                 })?;
                 show(remote, options)
             }
-            Self::Delete { name } => {
-                client.remove_remote(&name).await?;
+            Self::Delete { name, account } => {
+                let account = account.unwrap_or_default();
+                client.remove_remote(&name, &account).await?;
                 if options.output == Output::Json {
                     return output::json(&RemovedJson { name: &name });
                 }
@@ -138,6 +153,14 @@ impl Create {
             let absolute = path::absolute(&path);
             absolute.map_err(|error| Error::file(format!("find {}", path.display()), error))
         };
+        // The path of an error would show it.
+        if let Some(file) = &self.remote_token_file
+            && TokenSecret::is_like(&file.to_string_lossy())
+            && !file.exists()
+        {
+            let why = "this is a token; --remote-token-file takes the file that has it";
+            return Err(Error::new(ErrorKind::Invalid, "read a token", why).into());
+        }
         // The files are on the daemon's machine, so snapctl can check for them only if that is this
         // machine.
         if options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix) {
@@ -145,6 +168,7 @@ impl Create {
                 self.ca.as_deref(),
                 self.cert.as_deref(),
                 self.key.as_deref(),
+                self.remote_token_file.as_deref(),
             ];
             for file in files.into_iter().flatten() {
                 check_there(file)?;
@@ -163,6 +187,8 @@ impl Create {
             allow_plaintext: self.allow_plaintext,
             tls_ca: self.ca.map(absolute).transpose()?,
             tls_identity: identity,
+            token_file: self.remote_token_file.map(absolute).transpose()?,
+            owner: self.account.unwrap_or_default(),
             created_at: None,
         };
         let added = client.add_remote(remote).await?;
@@ -202,6 +228,10 @@ fn show(remote: &Remote, options: &Options) -> Result<(), Failure> {
     if let Some((cert, key)) = &remote.tls_identity {
         facts.extend([("Certificate", path(cert)), ("Key", path(key))]);
     }
+    let token = remote.token_file.iter();
+    facts.extend(token.map(|file| ("Token file", path(file))));
+    let owner = output::other_owner(&remote.owner);
+    facts.extend(owner.map(|owner| ("Owner", owner)));
     if remote.allow_plaintext {
         facts.push(("Plaintext", "allowed".to_owned()));
     }
@@ -216,8 +246,16 @@ fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
             remotes: remotes.iter().map(RemoteJson::from).collect(),
         });
     }
+    let owner = output::owner_heading(remotes.iter().map(|remote| &*remote.owner));
     let mut table = output::table(
-        &["NAME", "ENDPOINT", "+AUTHORITIES", "+CERTIFICATE", "+ADDED"],
+        &[
+            "NAME",
+            "ENDPOINT",
+            owner,
+            "+AUTHORITIES",
+            "+CERTIFICATE",
+            "+ADDED",
+        ],
         options.output,
     );
     for remote in remotes {
@@ -227,6 +265,7 @@ fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
         table.add_row([
             remote.name.clone(),
             remote.endpoint.clone(),
+            remote.owner.clone(),
             path(remote.tls_ca.as_ref()),
             path(cert),
             remote.created_at.map(output::time).unwrap_or_default(),

@@ -70,20 +70,18 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::CreateAccessKey
         | Action::RevokeAccessKey => Right::Change(Scopes::ALL),
 
-        // Knowing the id of a chunk or a node is no right to its bytes: requests name snapshots.
-        Action::HoldSnapshot | Action::FetchNodes | Action::FetchChunks => {
-            Right::ReadWith(Scopes::COPY)
+        Action::CreateCopy | Action::CancelCopy | Action::LimitCopy => {
+            Right::Change(Scopes::COPY)
         }
 
-        // The daemon acts for nobody: endpoints and files in requests are the administrator's, and
-        // at a remote the daemon may read what no account here may.
-        Action::CreateCopy
+        // Knowing the id of a chunk or a node is no right to its bytes: requests name snapshots.
+        Action::HoldSnapshot
+        | Action::FetchNodes
+        | Action::FetchChunks
         | Action::GetCopy
         | Action::ListCopies
-        | Action::CancelCopy
-        | Action::LimitCopy
         | Action::EstimateCopy
-        | Action::ListRemotes => Right::Administrator(Scopes::COPY),
+        | Action::ListRemotes => Right::ReadWith(Scopes::COPY),
 
         // They tell of the content of all accounts.
         Action::GetStatus
@@ -97,6 +95,7 @@ pub(crate) const fn right(action: Action) -> Right {
 
         Action::RunGc
         | Action::StopGc
+        // The daemon acts for nobody: endpoints and files in requests are the administrator's.
         | Action::AddRemote
         | Action::RemoveRemote
         | Action::GiveSnapshot
@@ -112,15 +111,7 @@ pub(crate) const fn right(action: Action) -> Right {
 pub(crate) const fn is_change(action: Action) -> bool {
     match action {
         // The end of an upload tells of its parts.
-        Action::BeginUpload
-        | Action::FindMissing
-        | Action::PutChunks
-        | Action::PutLeaves
-        // They only read, though a token needs more than that for them.
-        | Action::GetCopy
-        | Action::ListCopies
-        | Action::EstimateCopy
-        | Action::ListRemotes => false,
+        Action::BeginUpload | Action::FindMissing | Action::PutChunks | Action::PutLeaves => false,
         _ => match right(action) {
             Right::Anybody | Right::Read | Right::ReadWith(_) => false,
             // Whoever opens a volume may write to it.

@@ -3,10 +3,10 @@
 //!
 //! A base only saves work. If anything is wrong with it, the copy begins again without it.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use varve_content::{
-    NodeId,
+    ChunkId, NodeId,
     tree::{InnerNode, Leaf, NodePlace, NodeSource, Root, WalkError},
 };
 use varve_store::{Error, RootPin, SnapshotKey, SnapshotReader, SnapshotRecord, Store};
@@ -47,6 +47,19 @@ impl Base {
             blocks += u64::from(leaf.data_blocks());
         }
         Ok(blocks)
+    }
+
+    /// The chunks in these leaves of the base.
+    pub(super) async fn chunks_of(
+        &self,
+        leaves: &[(u32, NodeId)],
+    ) -> Result<HashSet<ChunkId>, CopyError> {
+        let mut chunks = HashSet::new();
+        for (_, id) in leaves {
+            let leaf = self.leaf(*id).await.map_err(CopyError::Base)?;
+            chunks.extend(leaf.entries().iter().map(|entry| entry.chunk));
+        }
+        Ok(chunks)
     }
 
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, Error> {

@@ -189,6 +189,22 @@ impl Job {
         }
     }
 
+    /// The account that it belongs to.
+    pub(super) fn owner(&self) -> AccountId {
+        self.known.lock().record.owner
+    }
+
+    /// The identity under which an account holds the turns of its copies.
+    pub(super) fn holder_of_turn(&self) -> Holder {
+        match self.owner() {
+            AccountId::ADMINISTRATOR => self.holder(),
+            owner => Holder {
+                number: owner.number(),
+                is_local: true,
+            },
+        }
+    }
+
     pub(super) fn begun(&self) -> Begun {
         (self.known.lock().record.created_at_ns, self.id)
     }

@@ -10,6 +10,7 @@ use varve_content::{
     chunker::CHUNKER_VERSION,
     tree::{CompareError, ComparedLeaves, LeafComparison, Root, WalkError},
 };
+use varve_store::AccountId;
 
 use super::{
     base::{self, Base},
@@ -38,11 +39,12 @@ pub(super) struct RemoteSnapshot {
 impl RemoteSnapshot {
     /// Asks the source for the snapshot, and to keep its content.
     pub(super) async fn find(
+        owner: AccountId,
         source: &Source,
         remotes: &Remotes,
         place: Arc<Hold>,
     ) -> Result<Self, CopyError> {
-        let connections = Connections::open(&remotes.address(source).await?, place).await?;
+        let connections = Connections::open(&remotes.address(owner, source).await?, place).await?;
         let client = connections.client();
         let snapshot = connections.heard(client.snapshot(&source.snapshot)).await?;
         let id = match (snapshot.state, snapshot.root) {

@@ -5,8 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use varve_client::{Endpoint, Tls};
-use varve_store::{Error, RemoteRecord, Store};
+use varve_client::{Connector, Endpoint, Tls, TokenSecret};
+use varve_store::{AccountId, Error, RemoteRecord, Store};
 
 use super::source::CopyError;
 use crate::{config::CopiesConfig, net::tls};
@@ -22,11 +22,23 @@ pub(crate) struct Source {
     pub(crate) allow_plaintext: bool,
 }
 
-/// The endpoint of a daemon, and the TLS settings for it.
+/// The endpoint of a daemon, the TLS settings for it, and the token to show it.
 #[derive(Debug)]
 pub(super) struct Address {
-    pub(super) endpoint: Endpoint,
-    pub(super) tls: Tls,
+    endpoint: Endpoint,
+    tls: Tls,
+    token: Option<TokenSecret>,
+}
+
+impl Address {
+    /// The settings of a connection.
+    pub(super) fn connector(&self) -> Connector {
+        let connector = Connector::new(self.endpoint.clone()).tls(self.tls.clone());
+        match &self.token {
+            Some(token) => connector.token(token.clone()),
+            None => connector,
+        }
+    }
 }
 
 /// The daemons that have names here.
@@ -45,41 +57,55 @@ impl Remotes {
         }
     }
 
-    /// The address of a source. Reads the TLS files anew, because they may have been renewed.
-    pub(super) async fn address(&self, source: &Source) -> Result<Address, CopyError> {
+    /// The address of a source of an account. Reads its files anew, because they may have been
+    /// renewed.
+    pub(super) async fn address(
+        &self,
+        owner: AccountId,
+        source: &Source,
+    ) -> Result<Address, CopyError> {
         if !is_name(&source.endpoint) {
+            // The daemon reaches endpoints that an account may not reach.
+            if owner != AccountId::ADMINISTRATOR {
+                let why = "source.endpoint: an account copies from remotes that belong to it, and \
+                           endpoints are the administrator's";
+                return Err(CopyError::Store(Error::Invalid(why.to_owned())));
+            }
             let endpoint = checked(&source.endpoint, source.allow_plaintext)?;
-            return address(endpoint, (*self.tls).clone()).await;
+            return address(endpoint, (*self.tls).clone(), None).await;
         }
-        let remote = self.named(&source.endpoint).await?;
+        let remote = self.named(owner, &source.endpoint).await?;
         let endpoint = checked(&remote.endpoint, remote.allow_plaintext)?;
-        address(endpoint, self.files(&remote)).await
+        address(endpoint, self.files(&remote), token_file(&remote)).await
     }
 
     /// Checks that the source's remote is still there, if the source names one.
-    pub(super) async fn check(&self, source: &Source) -> Result<(), CopyError> {
+    pub(super) async fn check(&self, owner: AccountId, source: &Source) -> Result<(), CopyError> {
         if is_name(&source.endpoint) {
-            self.named(&source.endpoint).await?;
+            self.named(owner, &source.endpoint).await?;
         }
         Ok(())
     }
 
-    async fn named(&self, name: &str) -> Result<RemoteRecord, CopyError> {
-        let remote = self.store.remote(name).await;
+    async fn named(&self, owner: AccountId, name: &str) -> Result<RemoteRecord, CopyError> {
+        let remote = self.store.remote(owner, name).await;
         remote.map_err(|error| match error {
             Error::NotFound { name, .. } => CopyError::NoRemote(name),
             other => other.into(),
         })
     }
 
-    /// The TLS files of a remote; those that it lacks come from the configuration.
+    /// The TLS files of a remote; those that it lacks come from the configuration. The daemon's own
+    /// certificate is for the administrator's remotes only: it may have more rights at the source
+    /// than an account shall.
     fn files(&self, remote: &RemoteRecord) -> CopiesConfig {
         let file = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
+        let own = (remote.owner == AccountId::ADMINISTRATOR).then_some(&*self.tls);
         CopiesConfig {
             ca: file(&remote.tls_ca).or_else(|| self.tls.ca.clone()),
             identity: file(&remote.tls_cert)
                 .zip(file(&remote.tls_key))
-                .or_else(|| self.tls.identity.clone()),
+                .or_else(|| own.and_then(|tls| tls.identity.clone())),
         }
     }
 
@@ -94,26 +120,58 @@ impl Remotes {
         if remote.tls_cert.is_empty() != remote.tls_key.is_empty() {
             return invalid("a certificate and its private key have no use without each other");
         }
-        for path in [&remote.tls_ca, &remote.tls_cert, &remote.tls_key] {
+        // An error about the path would show it.
+        if TokenSecret::is_like(&remote.token_file) {
+            return invalid("this is a token: name the file that has it");
+        }
+        for path in [
+            &remote.tls_ca,
+            &remote.tls_cert,
+            &remote.tls_key,
+            &remote.token_file,
+        ] {
             if !path.is_empty() && !Path::new(path).is_absolute() {
                 return invalid(&relative(path));
             }
         }
-        let address = address(endpoint, self.files(&remote)).await?;
+        if endpoint.is_exposed() && !remote.token_file.is_empty() {
+            return invalid(&format!(
+                "{endpoint} is plain HTTP to another machine: others can read a token on its way; \
+                 use https"
+            ));
+        }
+        let address = address(endpoint, self.files(&remote), token_file(&remote)).await?;
         address.tls.check(&address.endpoint)?;
         Ok(self.store.add_remote(remote).await?)
     }
 }
 
-/// The address of an endpoint, with the content of the files if it uses TLS.
-async fn address(endpoint: Endpoint, files: CopiesConfig) -> Result<Address, CopyError> {
-    let tls = if endpoint.has_tls() {
-        let read = tokio::task::spawn_blocking(move || tls::client(&files));
-        read.await.map_err(|_| Error::Closing)??
-    } else {
-        Tls::default()
-    };
-    Ok(Address { endpoint, tls })
+fn token_file(remote: &RemoteRecord) -> Option<PathBuf> {
+    (!remote.token_file.is_empty()).then(|| PathBuf::from(&remote.token_file))
+}
+
+/// The address of an endpoint, with the token, and the content of the other files if it uses TLS.
+async fn address(
+    endpoint: Endpoint,
+    files: CopiesConfig,
+    token: Option<PathBuf>,
+) -> Result<Address, CopyError> {
+    let has_tls = endpoint.has_tls();
+    let read = tokio::task::spawn_blocking(move || {
+        let token = token.map(|file| TokenSecret::from_file(&file)).transpose();
+        let token = token.map_err(CopyError::Token)?;
+        let tls = match has_tls {
+            true => tls::client(&files)?,
+            false => Tls::default(),
+        };
+        Ok::<_, CopyError>((token, tls))
+    });
+    let (token, tls) = read.await.map_err(|_| Error::Closing)??;
+    Ok(Address {
+        endpoint,
+        tls,
+        token,
+    })
 }
 
 /// Returns true for the name of a remote, and false for an endpoint.

@@ -56,6 +56,9 @@ pub(crate) enum CopyError {
     /// A file of TLS cannot be read.
     #[error(transparent)]
     Tls(#[from] tls::FileError),
+    /// The file of the token cannot be used.
+    #[error(transparent)]
+    Token(varve_client::Error),
     /// The base of the copy cannot be used.
     #[error("a snapshot before: {0}")]
     Base(#[source] Error),
@@ -100,7 +103,9 @@ impl Classified for CopyError {
             Self::Silent | Self::Busy(_) | Self::GaveWay(_) => Kind::Unavailable,
             Self::NoRemote(_) | Self::Deleted { .. } => Kind::NotFound,
             Self::Mismatch(_) => Kind::DataLoss,
-            Self::NotCompleted { .. } | Self::Tls(_) | Self::Refused(_) => Kind::FailedPrecondition,
+            Self::NotCompleted { .. } | Self::Tls(_) | Self::Token(_) | Self::Refused(_) => {
+                Kind::FailedPrecondition
+            }
         }
     }
 }
@@ -125,7 +130,9 @@ impl CopyError {
                 state: "pending", ..
             } => Remedy::Time,
             // Files are renewed while copies run.
-            Self::Silent | Self::Tls(_) | Self::Busy(_) | Self::GaveWay(_) => Remedy::Time,
+            Self::Silent | Self::Tls(_) | Self::Token(_) | Self::Busy(_) | Self::GaveWay(_) => {
+                Remedy::Time
+            }
             Self::Mismatch(_) => Remedy::AnotherTry,
             Self::Store(_)
             | Self::NotCompleted { .. }
@@ -159,8 +166,8 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) async fn open(address: &Address, place: Arc<Hold>) -> Result<Self, CopyError> {
-        let clients = (0..limits::COPY_CONNECTIONS)
-            .map(|_| Client::connect_with(&address.endpoint, &address.tls));
+        let connector = address.connector();
+        let clients = (0..limits::COPY_CONNECTIONS).map(|_| connector.connect());
         Ok(Self {
             clients: try_join_all(clients).await?,
             next: AtomicUsize::new(0),

@@ -44,8 +44,10 @@ struct Inner {
     jobs: Mutex<Vec<Arc<Job>>>,
     /// Held while a copy is begun or a remote is removed, so that the remote of a copy exists.
     changing: AsyncMutex<()>,
-    /// Turns of running copies.
+    /// Turns of running copies of the administrator.
     turns: Shares,
+    /// Those of all other accounts: they take none from the administrator.
+    turns_of_accounts: Shares,
 }
 
 impl Copies {
@@ -63,7 +65,16 @@ impl Copies {
             stop,
             jobs: Mutex::default(),
             changing: AsyncMutex::default(),
-            turns: transfer::places("copies", limits::COPIES_RUNNING_MAX),
+            turns: transfer::places(
+                "copies",
+                limits::COPIES_RUNNING_MAX,
+                limits::COPIES_RUNNING_MAX,
+            ),
+            turns_of_accounts: transfer::places(
+                "copies of accounts",
+                limits::COPIES_RUNNING_MAX,
+                1,
+            ),
         }))
     }
 
@@ -85,9 +96,10 @@ impl Copies {
 
     /// Begins a copy.
     pub(crate) async fn begin(&self, new: NewCopy) -> Result<Status, CopyError> {
-        self.0.engine.remotes.address(&new.source).await?;
+        let remotes = &self.0.engine.remotes;
+        remotes.address(new.owner, &new.source).await?;
         let _changing = self.0.changing.lock().await;
-        self.0.engine.remotes.check(&new.source).await?;
+        remotes.check(new.owner, &new.source).await?;
         let (id, source) = (CopyId::random()?, new.source);
         let job = Arc::new(Job::new(CopyRecord {
             owner: new.owner,
@@ -104,6 +116,16 @@ impl Copies {
                 return Err(Error::Limit(format!(
                     "{} copies are under way, the most at one time; cancel some, or try again later",
                     limits::COPIES_MAX
+                ))
+                .into());
+            }
+            let under_way = jobs.iter().filter(|job| !job.state().has_ended());
+            let own = under_way.filter(|job| job.owner() == new.owner).count();
+            if new.owner != AccountId::ADMINISTRATOR && own >= limits::COPIES_OF_ACCOUNT_MAX {
+                return Err(Error::Limit(format!(
+                    "{} copies of the account are under way, the most at one time; cancel some, or \
+                     try again later",
+                    limits::COPIES_OF_ACCOUNT_MAX
                 ))
                 .into());
             }
@@ -193,12 +215,17 @@ impl Copies {
     }
 
     /// Removes a remote that no copy under way comes from.
-    pub(crate) async fn remove_remote(&self, name: String) -> Result<(), CopyError> {
+    pub(crate) async fn remove_remote(
+        &self,
+        owner: AccountId,
+        name: String,
+    ) -> Result<(), CopyError> {
         let _changing = self.0.changing.lock().await;
         let user = {
             let jobs = self.0.jobs.lock();
             let mut jobs = jobs.iter();
-            let user = jobs.find(|job| job.source.endpoint == name && !job.state().has_ended());
+            let is_of = |job: &Arc<Job>| job.owner() == owner && job.source.endpoint == name;
+            let user = jobs.find(|job| is_of(job) && !job.state().has_ended());
             user.map(|job| job.id)
         };
         if let Some(id) = user {
@@ -206,10 +233,10 @@ impl Copies {
                 "{id} is under way from remote {name:?}: wait for it, or cancel it"
             )));
         }
-        Ok(self.0.engine.store.remove_remote(name).await?)
+        Ok(self.0.engine.store.remove_remote(owner, name).await?)
     }
 
-    /// Lists all remotes.
+    /// Lists all remotes, by owner and name.
     pub(crate) async fn remotes(&self) -> Result<Vec<RemoteRecord>, Error> {
         self.0.engine.store.remotes().await
     }
@@ -233,7 +260,11 @@ impl Inner {
             let before = job.received_bytes();
             let attempt = async {
                 job.queue();
-                let turn = self.turns.take(job.holder(), 1, limits::FOREVER).await?;
+                let turns = match job.owner() {
+                    AccountId::ADMINISTRATOR => &self.turns,
+                    _ => &self.turns_of_accounts,
+                };
+                let turn = turns.take(job.holder_of_turn(), 1, limits::FOREVER).await?;
                 job.run();
                 self.engine.copy(job, Arc::new(turn)).await
             };

@@ -11,15 +11,13 @@ use varve_content::{
 };
 use varve_store::Store;
 
-use super::{
-    remote_snapshot::RemoteSnapshot,
-    source::{Connections, CopyError},
-};
+use super::source::{Connections, CopyError};
 
 /// The nodes of a copied tree, from this store or from the source.
 #[derive(Debug)]
 pub(super) struct Nodes<'a> {
-    store: &'a Store,
+    /// `None` if all come from the source.
+    store: Option<&'a Store>,
     source: &'a Connections,
     /// The snapshot, for requests.
     of: &'a [String],
@@ -39,11 +37,11 @@ pub(super) struct SizedLeaf {
 }
 
 impl<'a> Nodes<'a> {
-    pub(super) fn new(store: &'a Store, wanted: &'a RemoteSnapshot) -> Self {
+    pub(super) fn new(store: Option<&'a Store>, source: &'a Connections, of: &'a [String]) -> Self {
         Self {
             store,
-            source: &wanted.connections,
-            of: wanted.of(),
+            source,
+            of,
             ahead: Mutex::default(),
         }
     }
@@ -53,7 +51,7 @@ impl<'a> Nodes<'a> {
         &self,
         wanted: &[(u32, NodeId)],
     ) -> Result<Vec<SizedLeaf>, CopyError> {
-        let known = wanted.iter().map(|(_, id)| self.store.known_leaf(*id));
+        let known = wanted.iter().map(|(_, id)| self.known_leaf(*id));
         let known = try_join_all(known).await?;
         let absent: Vec<_> = wanted
             .iter()
@@ -92,10 +90,24 @@ impl<'a> Nodes<'a> {
             .ok_or_else(|| CopyError::Mismatch("the source sent too few leaves".to_owned()))
     }
 
+    async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>, CopyError> {
+        match self.store {
+            Some(store) => Ok(store.known_leaf(id).await?),
+            None => Ok(None),
+        }
+    }
+
+    async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>, CopyError> {
+        match self.store {
+            Some(store) => Ok(store.known_inner(id).await?),
+            None => Ok(None),
+        }
+    }
+
     async fn fetch_ahead(&self, inner: &InnerNode, at: NodePlace) -> Result<(), CopyError> {
         let children = inner.children().iter();
         let children: Vec<_> = children.map(|(slot, id)| (at.child(*slot), *id)).collect();
-        let known = children.iter().map(|(_, id)| self.store.known_inner(*id));
+        let known = children.iter().map(|(_, id)| self.known_inner(*id));
         let known = try_join_all(known).await?;
         let known = children.into_iter().zip(known);
         let absent = known.filter(|(_, known)| known.is_none());
@@ -125,7 +137,7 @@ impl NodeSource for Nodes<'_> {
         if let Some(inner) = self.ahead.lock().remove(&id) {
             return Ok(inner);
         }
-        let inner = match self.store.known_inner(id).await? {
+        let inner = match self.known_inner(id).await? {
             Some(inner) => inner,
             None => {
                 let fetched = self

@@ -17,9 +17,11 @@ impl RemoteService for RemoteCalls {
         request: Request<v1::AddRemoteRequest>,
     ) -> Result<Response<v1::Remote>, Status> {
         let (caller, request) = calls::opened(&self.0, request)?;
-        let remote = || convert::new_remote(request.remote);
+        let v1::AddRemoteRequest { remote, account } = request;
+        let remote = || convert::new_remote(remote);
         let remote = calls::decoded(&self.0, &caller, Action::AddRemote, remote)?;
-        calls::answer(self.0.add_remote(&caller, remote), convert::remote).await
+        let added = self.0.add_remote(&caller, remote, &account);
+        calls::answer(added, convert::remote).await
     }
 
     async fn list_remotes(
@@ -40,7 +42,9 @@ impl RemoteService for RemoteCalls {
         request: Request<v1::RemoveRemoteRequest>,
     ) -> Result<Response<v1::RemoveRemoteResponse>, Status> {
         let (caller, request) = calls::opened(&self.0, request)?;
-        let removed = self.0.remove_remote(&caller, &request.name);
+        let removed = self
+            .0
+            .remove_remote(&caller, &request.name, &request.account);
         calls::answer(removed, |()| v1::RemoveRemoteResponse {}).await
     }
 }

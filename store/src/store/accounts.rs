@@ -12,7 +12,8 @@ use crate::{
     limits,
     meta::{
         self, AccessKeyRecord, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter, Meta,
-        Records as _, SnapshotKey, SnapshotRecord, TokenId, TokenRecord, VolumeKey, VolumeRecord,
+        Records as _, RemoteRecord, SnapshotKey, SnapshotRecord, TokenId, TokenRecord, VolumeKey,
+        VolumeRecord,
     },
 };
 
@@ -95,8 +96,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::OwnsRecords`] while it owns a snapshot, a volume or a copy
-    /// that is under way; [`Error::Invalid`] for the administrator.
+    /// [`Error::NotFound`]; [`Error::OwnsRecords`] while it owns a snapshot, a volume, a remote or
+    /// a copy that is under way; [`Error::Invalid`] for the administrator.
     pub async fn delete_account(&self, id: AccountId) -> Result<AccountRecord> {
         let delete = move |meta: &dyn Meta| {
             if id == AccountId::ADMINISTRATOR {
@@ -118,6 +119,10 @@ impl Store {
             }
             if let Some(snapshot) = first::<SnapshotRecord>(meta, id)? {
                 return owns("snapshot", snapshot.label().into_owned());
+            }
+            let remotes = meta.all::<RemoteRecord>()?;
+            if let Some(remote) = remotes.iter().find(|remote| remote.owner == id) {
+                return owns("remote", remote.name.clone());
             }
             let is_under_way =
                 |copy: &&CopyRecord| copy.owner == id && copy.outcome == CopyOutcome::UnderWay;

@@ -4,7 +4,7 @@ use super::Store;
 use crate::{
     Error, RemoteRecord, Result,
     engine::Priority,
-    format::{CatalogRecord as _, Change},
+    format::{AccountId, CatalogRecord as _, Change},
     limits,
     meta::{self, Lookup as _, Meta, Records as _},
 };
@@ -14,12 +14,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`] if a remote has that name; [`Error::Invalid`], with what a name may
-    /// be; [`Error::TooMany`] when there are as many remotes as may be.
+    /// [`Error::NotFound`] without the account that it is to belong to; [`Error::AlreadyExists`] if
+    /// a remote of the account has that name; [`Error::Invalid`], with what a name may be;
+    /// [`Error::TooMany`] when there are as many remotes as may be.
     pub async fn add_remote(&self, record: RemoteRecord) -> Result<()> {
         meta::check_name("remote", &record.name)?;
         let add = move |meta: &dyn Meta| {
-            if let Some(other) = RemoteRecord::by_id(meta, record.name.clone())? {
+            meta::check_owner(meta, record.owner)?;
+            if let Some(other) = RemoteRecord::by_id(meta, record.id())? {
                 return Err(Error::AlreadyExists {
                     what: RemoteRecord::KIND.what,
                     name: record.name.clone(),
@@ -42,26 +44,29 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`].
-    pub async fn remove_remote(&self, name: String) -> Result<()> {
+    pub async fn remove_remote(&self, owner: AccountId, name: String) -> Result<()> {
         let remove = move |meta: &dyn Meta| {
-            let remote = found(RemoteRecord::by_id(meta, name.clone())?, &name)?;
-            Ok((vec![Change::delete::<RemoteRecord>(&remote.name)], ()))
+            let id = RemoteRecord::id_of(owner, &name);
+            let remote = found(RemoteRecord::by_id(meta, id)?, &name)?;
+            Ok((vec![Change::delete::<RemoteRecord>(&remote.id())], ()))
         };
         self.engine.commit.change((), remove).await
     }
 
-    /// All remotes, by name.
+    /// All remotes, by owner and name.
     pub async fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        self.engine.list_all().await
+        let mut remotes: Vec<RemoteRecord> = self.engine.list_all().await?;
+        remotes.sort_by(|a, b| (a.owner, &a.name).cmp(&(b.owner, &b.name)));
+        Ok(remotes)
     }
 
-    /// The remote of that name.
+    /// The remote of that owner and name.
     ///
     /// # Errors
     ///
     /// [`Error::NotFound`].
-    pub async fn remote(&self, name: &str) -> Result<RemoteRecord> {
-        let id = name.to_owned();
+    pub async fn remote(&self, owner: AccountId, name: &str) -> Result<RemoteRecord> {
+        let id = RemoteRecord::id_of(owner, name);
         let by_id = move |meta: &dyn Meta| RemoteRecord::by_id(meta, id);
         found(self.engine.meta(Priority::Manage, by_id).await?, name)
     }

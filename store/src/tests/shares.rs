@@ -14,7 +14,7 @@ use super::{
     pending::fill,
     volume_data::{BLOCK, contents, new_volume},
 };
-use crate::{ListQuery, NewVolume, RemoteRecord, engine::Priority, limits};
+use crate::{AccountId, ListQuery, NewVolume, RemoteRecord, engine::Priority, limits};
 
 const MIB: usize = 1 << 20;
 
@@ -98,12 +98,14 @@ fn a_change_of_the_catalog_does_not_wait_for_reads() {
         let change = async {
             turns(1).await;
             let remote = RemoteRecord {
+                owner: AccountId::ADMINISTRATOR,
                 name: "there".to_owned(),
                 endpoint: "https://there".to_owned(),
                 allow_plaintext: false,
                 tls_ca: String::new(),
                 tls_cert: String::new(),
                 tls_key: String::new(),
+                token_file: String::new(),
                 created_at_ns: 1,
             };
             store.add_remote(remote).await.unwrap();

@@ -1,7 +1,13 @@
 //! One attempt to copy one snapshot: from the source's root to the same root here.
+//!
+//! Invariant: a copy of the administrator takes what the store has. A copy of another account takes
+//! only what a snapshot of that account has, its base, and fetches all else from the source. Its
+//! source may be anybody's, and could name the content of others by ids alone.
+
+mod fetches;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,9 +18,9 @@ use std::{
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
-use varve_client::{ChunkRequest, ErrorKind, FETCH_CHUNKS_MAX};
+use varve_client::ErrorKind;
 use varve_content::{
-    ChunkId,
+    ChunkId, NodeId,
     block::BLOCK_BYTES,
     tree::{ComparedLeaves, Root, RootId},
 };
@@ -23,6 +29,7 @@ use varve_store::{
     SnapshotRecord, Store,
 };
 
+use self::fetches::{Fetch, Places, fetches};
 use super::{
     base::Base,
     claims::Claims,
@@ -36,9 +43,8 @@ use crate::{
     config::CopiesConfig,
     limits::{
         BUSY_WITHIN, COPIES_MAX, COPY_ANCESTORS_MAX, COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT,
-        COPY_ESTIMATES_MAX, COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT,
-        COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_YIELDS_AFTER, ESTIMATE_CHUNKS_MAX, FOREVER,
-        REQUEST_BYTES_PER_SECOND,
+        COPY_ESTIMATES_MAX, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES,
+        COPY_YIELDS_AFTER, ESTIMATE_CHUNKS_MAX, FOREVER, REQUEST_BYTES_PER_SECOND,
     },
     resources::shares::{Hold, Holder, Rules, Shares},
 };
@@ -72,14 +78,14 @@ pub(super) struct CopyEngine {
     estimates: Shares,
 }
 
-/// Places for copies, fetches or estimates. A waiting copy takes the place of one whose source is
+/// Places for copies, fetches or estimates, and how many of them one holder has. A waiting copy takes the place of one whose source is
 /// silent.
-pub(super) fn places(what: &'static str, total: usize) -> Shares {
+pub(super) fn places(what: &'static str, total: usize, of_one: usize) -> Shares {
     Shares::new(Rules {
         what,
         total: total as u64,
         local: 0,
-        of_one: total as u64,
+        of_one: of_one as u64,
         // The most copies, each with all its fetches at one time.
         waiting: COPIES_MAX * COPY_FETCHES_IN_FLIGHT,
         yields_after: COPY_YIELDS_AFTER,
@@ -93,8 +99,12 @@ impl CopyEngine {
             remotes: Remotes::new(store.clone(), tls),
             store,
             claims: Arc::default(),
-            fetches: places("fetches of copies", COPY_FETCHES_IN_FLIGHT),
-            estimates: places("estimates", COPY_ESTIMATES_MAX),
+            fetches: places(
+                "fetches of copies",
+                COPY_FETCHES_IN_FLIGHT,
+                COPY_FETCHES_IN_FLIGHT,
+            ),
+            estimates: places("estimates", COPY_ESTIMATES_MAX, COPY_ESTIMATES_MAX),
         }
     }
 
@@ -109,8 +119,9 @@ impl CopyEngine {
     }
 
     async fn copy_all(&self, job: &Job, place: Arc<Hold>) -> Result<SnapshotRecord, CopyError> {
-        let found = RemoteSnapshot::find(&job.source, &self.remotes, Arc::clone(&place)).await;
         let asked = job.record();
+        let (remotes, turn) = (&self.remotes, Arc::clone(&place));
+        let found = RemoteSnapshot::find(asked.owner, &job.source, remotes, turn).await;
         let wanted = match (found, asked.root) {
             (Err(CopyError::Source(error)), Some(root)) if error.kind() == ErrorKind::NotFound => {
                 if let Some(made) = self.made(asked.owner, &asked.name, root).await? {
@@ -160,7 +171,7 @@ impl CopyEngine {
             chunker_version: wanted.root.chunker_version,
             lineage: Some(lineage(&wanted.snapshot, parent.as_ref())?),
         };
-        if let Some(same) = self.same(root).await? {
+        if let Some(same) = self.same(asked.owner, root).await? {
             let ingest = self.store.begin_ingest(new).await?;
             let record = ingest.commit_same(&same).await?;
             job.all_here();
@@ -210,8 +221,10 @@ impl CopyEngine {
         new: NewSnapshot,
         base: Option<Base>,
     ) -> Result<SnapshotRecord, CopyError> {
+        let proves = proves(new.owner);
         let ingest = self.store.begin_ingest(new).await?.keep_packed();
-        let nodes = Nodes::new(&self.store, wanted);
+        let own = (!proves).then_some(&self.store);
+        let nodes = Nodes::new(own, &wanted.connections, wanted.of());
         // `take` subtracts the leaves that are dropped.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
         job.done(base_blocks * BLOCK_BYTES as u64);
@@ -223,6 +236,7 @@ impl CopyEngine {
             wanted,
             nodes: &nodes,
             base: base.as_ref(),
+            proves,
             fetches: Semaphore::new(COPY_FETCHES_OF_ONE),
             dropped_blocks: AtomicU64::new(0),
         };
@@ -239,12 +253,13 @@ impl CopyEngine {
         committed.map_err(|error| job.blame(error))
     }
 
-    /// A snapshot of this store with exactly this content.
-    async fn same(&self, root: RootId) -> Result<Option<SnapshotRecord>, Error> {
+    /// A snapshot of this store with exactly this content, which the account may read.
+    async fn same(&self, owner: AccountId, root: RootId) -> Result<Option<SnapshotRecord>, Error> {
         if !self.store.vouches_for_snapshots() {
             return Ok(None);
         }
-        self.store.snapshot_of(root).await
+        let same = self.store.snapshot_of(root).await?;
+        Ok(same.filter(|same| !proves(owner) || same.owner == owner))
     }
 
     /// The parent, here or at the source; `None` if there is none, or it is deleted at the source.
@@ -341,8 +356,8 @@ impl CopyEngine {
         source: &Source,
         place: Arc<Hold>,
     ) -> Result<Estimate, CopyError> {
-        let wanted = RemoteSnapshot::find(source, &self.remotes, place).await?;
-        if let Some(same) = self.same(wanted.root.id()).await? {
+        let wanted = RemoteSnapshot::find(owner, source, &self.remotes, place).await?;
+        if let Some(same) = self.same(owner, wanted.root.id()).await? {
             let data_bytes = same.content().map_or(0, |content| content.data_bytes);
             return Ok(Estimate {
                 present_data_bytes: data_bytes,
@@ -352,7 +367,7 @@ impl CopyEngine {
         }
         let parent = self.parent(owner, &wanted).await?;
         if let Some(base) = self.base(owner, &wanted, parent).await? {
-            let counting = Box::pin(self.count(&wanted, Some(&base)));
+            let counting = Box::pin(self.count(owner, &wanted, Some(&base)));
             match wanted.held(counting).await {
                 Err(CopyError::Base(error)) => {
                     let error = error.to_string();
@@ -361,17 +376,22 @@ impl CopyEngine {
                 outcome => return outcome,
             }
         }
-        wanted.held(Box::pin(self.count(&wanted, None))).await
+        wanted
+            .held(Box::pin(self.count(owner, &wanted, None)))
+            .await
     }
 
-    /// Counts the content that neither the base nor the store has.
+    /// Counts the content that neither the base nor the store has; for an account that the base
+    /// does not have.
     async fn count(
         &self,
+        owner: AccountId,
         wanted: &RemoteSnapshot,
         base: Option<&Base>,
     ) -> Result<Estimate, CopyError> {
         let mut estimate = Estimate::of(wanted.root);
-        let nodes = &Nodes::new(&self.store, wanted);
+        let own = (!proves(owner)).then_some(&self.store);
+        let nodes = &Nodes::new(own, &wanted.connections, wanted.of());
         let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
         // The first eight bytes of each id: ids that share them would count as one.
         let mut counted: HashSet<u64> = HashSet::new();
@@ -379,18 +399,29 @@ impl CopyEngine {
             wanted
                 .batches(nodes, base)
                 .map_ok(|batch| async move {
-                    let dropped = match base {
-                        Some(base) => base.blocks_of(&batch.dropped).await?,
-                        None => 0,
-                    };
-                    Ok((nodes.leaves(&batch.wanted).await?, dropped))
+                    let mut based = HashSet::new();
+                    let mut dropped = 0;
+                    if let Some(base) = base {
+                        dropped = base.blocks_of(&batch.dropped).await?;
+                        if proves(owner) {
+                            based = base.chunks_of(&batch.dropped).await?;
+                        }
+                    }
+                    Ok((nodes.leaves(&batch.wanted).await?, based, dropped))
                 })
                 .try_buffered(COPY_BATCHES_IN_FLIGHT)
         );
-        while let Some((leaves, dropped)) = batches.try_next().await? {
+        while let Some((leaves, based, dropped)) = batches.try_next().await? {
             kept_blocks = kept_blocks.saturating_sub(dropped);
             let places = Places::of(&leaves);
-            let missing = self.store.missing_chunks(&places.ids).await?;
+            let missing = match proves(owner) {
+                false => self.store.missing_chunks(&places.ids).await?,
+                true => (0u32..)
+                    .zip(&places.ids)
+                    .filter(|(_, id)| !based.contains(*id))
+                    .map(|(at, _)| at)
+                    .collect(),
+            };
             for ((at, id), bytes) in (0u32..).zip(&places.ids).zip(&places.data_bytes) {
                 estimate.data_bytes += bytes;
                 if missing.binary_search(&at).is_err() {
@@ -416,6 +447,11 @@ impl CopyEngine {
         estimate.data_bytes += kept_bytes;
         Ok(estimate)
     }
+}
+
+/// Returns true if copies of an account take nothing of the store but what its own snapshots have.
+fn proves(owner: AccountId) -> bool {
+    owner != AccountId::ADMINISTRATOR
 }
 
 impl Estimate {
@@ -463,94 +499,6 @@ fn lineage(
     })
 }
 
-/// The distinct chunks of some leaves, with the first place of each.
-#[derive(Debug, Default)]
-struct Places {
-    ids: Vec<ChunkId>,
-    /// Leaf and entry of the first place.
-    first: Vec<(usize, usize)>,
-    /// Plain bytes of all places.
-    data_bytes: Vec<u64>,
-}
-
-impl Places {
-    fn of(leaves: &[SizedLeaf]) -> Self {
-        let mut places = Self::default();
-        let mut known: HashMap<ChunkId, usize> = HashMap::new();
-        for (number, leaf) in leaves.iter().enumerate() {
-            for (position, entry) in leaf.leaf.entries().iter().enumerate() {
-                let bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
-                let at = *known.entry(entry.chunk).or_insert(places.ids.len());
-                match places.data_bytes.get_mut(at) {
-                    Some(sum) => *sum += bytes,
-                    None => {
-                        places.ids.push(entry.chunk);
-                        places.first.push((number, position));
-                        places.data_bytes.push(bytes);
-                    }
-                }
-            }
-        }
-        places
-    }
-
-    /// Length of a chunk's payload at the source.
-    fn payload_bytes(&self, at: usize, leaves: &[SizedLeaf]) -> u64 {
-        let place = self.first.get(at);
-        let leaf = place.and_then(|(leaf, entry)| Some((leaves.get(*leaf)?, *entry)));
-        let bytes = leaf.and_then(|(leaf, entry)| leaf.payload_bytes.get(entry));
-        u64::from(bytes.copied().unwrap_or(0))
-    }
-}
-
-/// Chunks to fetch with one call.
-#[derive(Debug, Default)]
-struct Fetch {
-    wanted: Vec<ChunkRequest>,
-    chunks: usize,
-    payload_bytes: u64,
-    plain_bytes: u64,
-}
-
-/// Groups missing chunks into fetches, in the order of their places.
-fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
-    let mut all = Vec::new();
-    let mut fetch = Fetch::default();
-    let mut seen = HashSet::with_capacity(missing.len());
-    for leaf in leaves {
-        let entries = leaf.leaf.entries().iter().zip(&leaf.payload_bytes);
-        for ((entry, payload_bytes), position) in entries.zip(0u32..) {
-            if !missing.contains(&entry.chunk) || !seen.insert(entry.chunk) {
-                continue;
-            }
-            let plain_bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
-            // Packed chunks are never longer than plain ones, but the source may claim any length.
-            let payload_bytes = u64::from(*payload_bytes).clamp(1, plain_bytes);
-            let is_full = fetch.chunks == FETCH_CHUNKS_MAX
-                || fetch.payload_bytes + payload_bytes > COPY_FETCH_BYTES
-                || fetch.plain_bytes + plain_bytes > COPY_FETCH_PLAIN_BYTES;
-            if is_full && fetch.chunks > 0 {
-                all.push(std::mem::take(&mut fetch));
-            }
-            fetch.chunks += 1;
-            fetch.payload_bytes += payload_bytes;
-            fetch.plain_bytes += plain_bytes;
-            match fetch.wanted.last_mut().filter(|last| last.leaf == leaf.id) {
-                Some(last) => last.entries.push((position, entry.chunk)),
-                None => fetch.wanted.push(ChunkRequest {
-                    leaf: leaf.id,
-                    segment: leaf.segment,
-                    entries: vec![(position, entry.chunk)],
-                }),
-            }
-        }
-    }
-    if fetch.chunks > 0 {
-        all.push(fetch);
-    }
-    all
-}
-
 /// One attempt to copy one snapshot.
 struct Transfer<'a> {
     engine: &'a CopyEngine,
@@ -560,6 +508,8 @@ struct Transfer<'a> {
     wanted: &'a RemoteSnapshot,
     nodes: &'a Nodes<'a>,
     base: Option<&'a Base>,
+    /// All chunks that the base does not have are fetched.
+    proves: bool,
     /// Places for this transfer's fetches.
     fetches: Semaphore,
     /// Blocks of data that only the base has.
@@ -577,6 +527,13 @@ impl Transfer<'_> {
         }
         let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;
+        if self.proves {
+            let (based, unproved) = self.based(wanted, &batch.dropped).await?;
+            // The claims of copies would tell of each other.
+            self.fetch_all(&leaves, unproved).await?;
+            self.fetch_missing(&leaves, &based).await?;
+            wanted = Vec::new();
+        }
         while !wanted.is_empty() {
             let (claim, foreign) = self.engine.claims.claim(wanted);
             self.fetch_missing(&leaves, &claim.ids).await?;
@@ -604,11 +561,33 @@ impl Transfer<'_> {
     /// Fetches those of the chunks `ids` that are missing here.
     async fn fetch_missing(&self, leaves: &[SizedLeaf], ids: &[ChunkId]) -> Result<(), CopyError> {
         let missing = self.ingest.missing(ids, &[]).await?;
-        let missing: HashSet<_> = missing
-            .iter()
-            .filter_map(|at| ids.get(*at as usize).copied())
-            .collect();
-        stream::iter(fetches(leaves, &missing).into_iter().map(Ok))
+        let missing = missing.iter();
+        let missing = missing.filter_map(|at| ids.get(*at as usize).copied());
+        self.fetch_all(leaves, missing.collect()).await
+    }
+
+    /// Divides chunks into those that these leaves of the base have, and all others.
+    async fn based(
+        &self,
+        chunks: Vec<ChunkId>,
+        dropped: &[(u32, NodeId)],
+    ) -> Result<(Vec<ChunkId>, HashSet<ChunkId>), CopyError> {
+        let based = match self.base {
+            Some(base) => base.chunks_of(dropped).await?,
+            None => HashSet::new(),
+        };
+        let (based, unproved): (Vec<_>, Vec<_>) =
+            chunks.into_iter().partition(|id| based.contains(id));
+        Ok((based, unproved.into_iter().collect()))
+    }
+
+    /// Fetches chunks, whether or not they are here.
+    async fn fetch_all(
+        &self,
+        leaves: &[SizedLeaf],
+        chunks: HashSet<ChunkId>,
+    ) -> Result<(), CopyError> {
+        stream::iter(fetches(leaves, &chunks).into_iter().map(Ok))
             .try_for_each_concurrent(COPY_FETCHES_OF_ONE, |fetch| self.fetch(fetch))
             .await
     }

@@ -244,12 +244,15 @@ pub(in crate::grpc) fn estimate(estimate: &Estimate) -> v1::EstimateCopyResponse
 pub(in crate::grpc) fn new_remote(remote: Option<v1::Remote>) -> Result<RemoteRecord> {
     let remote = remote.ok_or_else(|| Error::field("remote", "it is missing"))?;
     Ok(RemoteRecord {
+        // The service knows it.
+        owner: AccountId::ADMINISTRATOR,
         name: remote.name,
         endpoint: remote.endpoint,
         allow_plaintext: remote.allow_plaintext,
         tls_ca: remote.tls_ca,
         tls_cert: remote.tls_cert,
         tls_key: remote.tls_key,
+        token_file: remote.token_file,
         created_at_ns: 0,
     })
 }
@@ -262,7 +265,9 @@ pub(in crate::grpc) fn remote(remote: RemoteRecord) -> v1::Remote {
         tls_ca: remote.tls_ca,
         tls_cert: remote.tls_cert,
         tls_key: remote.tls_key,
+        token_file: remote.token_file,
         created_at: Some(timestamp(remote.created_at_ns)),
+        owner: remote.owner.to_string(),
     }
 }
 

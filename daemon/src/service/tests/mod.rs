@@ -306,15 +306,17 @@ async fn each_change_is_one_line_that_says_who_made_it_and_to_what() {
     lines.retain(|line| line.contains("snapshots \\\"g-*\\\""));
     assert_eq!(lines.len(), 2, "{lines:#?}");
     let remote = varve_store::RemoteRecord {
+        owner: AccountId::ADMINISTRATOR,
         name: "eu".to_owned(),
         endpoint: "unix:/nowhere/x.sock".to_owned(),
         allow_plaintext: false,
         tls_ca: String::new(),
         tls_cert: String::new(),
         tls_key: String::new(),
+        token_file: String::new(),
         created_at_ns: 0,
     };
-    service.add_remote(caller, remote).await.unwrap();
+    service.add_remote(caller, remote, "").await.unwrap();
     changed(
         "AddRemote",
         "remote eu",
@@ -349,7 +351,7 @@ async fn each_change_is_one_line_that_says_who_made_it_and_to_what() {
     service.cancel_copy(caller, &copy).await.unwrap();
     changed("CancelCopy", on, &["copy cancelled", id]);
     service.cancel_copy(caller, &copy).await.unwrap();
-    service.remove_remote(caller, "eu").await.unwrap();
+    service.remove_remote(caller, "eu", "").await.unwrap();
     changed(
         "RemoveRemote",
         "remote eu",

@@ -186,13 +186,24 @@ pub(super) fn copy() -> CopyRecord {
 
 pub(super) fn remote() -> RemoteRecord {
     RemoteRecord {
+        owner: AccountId::ADMINISTRATOR,
         name: "eu".to_owned(),
         endpoint: "https://eu:1".to_owned(),
         allow_plaintext: true,
         tls_ca: "/ca".to_owned(),
         tls_cert: "/c".to_owned(),
         tls_key: "/k".to_owned(),
+        token_file: String::new(),
         created_at_ns: 1_735_689_600_123_456_789,
+    }
+}
+
+/// The same of an account, with a token.
+pub(super) fn remote_of_account() -> RemoteRecord {
+    RemoteRecord {
+        owner: AccountId::from_number(7).unwrap(),
+        token_file: "/t".to_owned(),
+        ..remote()
     }
 }
 
@@ -482,6 +493,7 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
         (one(Change::delete::<RemoteRecord>(&remote().name)), 0..32),
         (copy().encode(), 0..0),
         (remote().encode(), 0..0),
+        (remote_of_account().encode(), 0..0),
         (volume().encode(), 0..0),
         (volume_with_pending().encode(), 0..0),
         (snapshot_of_volume(SnapshotState::Pending).encode(), 0..0),

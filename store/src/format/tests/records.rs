@@ -433,11 +433,25 @@ fn remote_record_is_pinned() {
         ],
     );
     assert_eq!(RemoteRecord::decode(&bytes), Ok(remote()));
+    let owned = remote_of_account().encode();
+    assert_bytes(&owned[..1], &["02"]);
+    assert_eq!(owned[1..bytes.len()], bytes[1..]);
+    assert_bytes(&owned[bytes.len()..], &["020000002f74", "0700000000000000"]);
+    assert_eq!(RemoteRecord::decode(&owned), Ok(remote_of_account()));
+    assert_eq!(remote_of_account().id(), "000000000007:eu");
+    // What the first version can express is written in it.
+    let mut plain = [&bytes[..], &[0; 12]].concat();
+    plain[0] = 2;
+    let error = RemoteRecord::decode(&plain).unwrap_err().to_string();
+    assert!(error.contains("version of a remote's record"), "{error}");
+    for len in 0..owned.len() {
+        assert!(RemoteRecord::decode(&owned[..len]).is_err());
+    }
     for len in 0..bytes.len() {
         assert!(RemoteRecord::decode(&bytes[..len]).is_err());
     }
     for (at, byte, why) in [
-        (0, 2, "it knows 1, found 2"),
+        (0, 3, "it knows 1 to 2, found 3"),
         (1, 2, "flags of a remote's record"),
     ] {
         let mut wrong = bytes.clone();

@@ -366,12 +366,14 @@ pub(super) fn a_view_of_the_catalog_stays_as_it_was(meta: &dyn Meta) {
 
 pub(super) fn remotes_are_found_by_name(meta: &dyn Meta) {
     let remote = |name: &str, endpoint: &str| RemoteRecord {
+        owner: AccountId::ADMINISTRATOR,
         name: name.to_owned(),
         endpoint: endpoint.to_owned(),
         allow_plaintext: false,
         tls_ca: String::new(),
         tls_cert: String::new(),
         tls_key: String::new(),
+        token_file: String::new(),
         created_at_ns: 1,
     };
     let put = [("eu", "unix:/a"), ("us", "unix:/b"), ("eu", "unix:/c")];
