@@ -205,6 +205,7 @@ mod tests {
                     account: Arc::new(account),
                     identity: "uid:1000".to_owned(),
                     scopes: Scopes::ALL,
+                    only: None,
                 })),
                 ..Caller::new(Face::Grpc, Peer::Given)
             }

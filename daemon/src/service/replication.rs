@@ -82,7 +82,7 @@ impl Service {
         let sight = self.sight(caller);
         self.pass(caller, Action::FetchNodes, &on, async {
             request::at_most("nodes", "nodes", nodes.len(), limits::FETCH_NODES_MAX)?;
-            let origin = self.origin(&sight, snapshots).await?;
+            let origin = Box::pin(self.origin(&sight, snapshots)).await?;
             for node in &nodes {
                 origin.check(node.key, node.at).await?;
             }
