@@ -179,13 +179,11 @@ fn a_copy_of_an_account_fetches_all_that_its_snapshots_do_not_have() {
             .snapctl()
             .run(["volume", "attach", "disk", "--force"])
             .ok();
-        let offset = match name {
-            "one" => 9 * MIB,
-            _ => 17 * MIB,
+        let (offset, byte) = match name {
+            "one" => (9 * MIB, 3),
+            _ => (17 * MIB, 5),
         };
-        let part = there
-            .scratch
-            .file("part", vec![name.len() as u8 + offset as u8; 300_000]);
+        let part = there.scratch.file("part", vec![byte; 300_000]);
         let socket = there.varved.nbd_socket();
         let uri = format!("nbd+unix:///volume/disk?socket={}", socket.display());
         let written = format!("write -s {} {offset} 300032", part.display());

@@ -129,7 +129,6 @@ impl Store {
         let leaves = leaves.children().iter();
         let leaves = leaves.map(|(slot, id)| node(v1::NodeKind::Leaf, *id, 0, (*slot).into()));
         Tree {
-            id: snapshot.id,
             root,
             top,
             leaves: leaves.collect(),
@@ -147,7 +146,6 @@ fn node(kind: v1::NodeKind, id: NodeId, level: u32, first_segment: u32) -> v1::N
 }
 
 struct Tree {
-    id: String,
     root: v1::NodeRef,
     top: v1::NodeRef,
     leaves: Vec<v1::NodeRef>,

@@ -192,7 +192,8 @@ fn an_index_that_lacks_families_of_tags_and_roots_gets_them_when_it_is_opened() 
 
 #[test]
 fn holdings_are_counted_in_an_older_index_and_after_an_older_program() {
-    let (_dir, path) = path();
+    let directory = tempfile::tempdir().unwrap();
+    let path = index_in(&directory);
     let mut meta = RocksMeta::create(&path, STORE).unwrap();
     let owner = AccountId::from_number(7).unwrap();
     let owned = |number: u8| VolumeRecord {
