@@ -1,7 +1,7 @@
 //! Encodings of accounts, tokens, access keys and remotes.
 
 use varve_store::format::{
-    CatalogRecord as _,
+    AccountId, CatalogRecord as _,
     keys::Holdings,
     record::{
         AccessKeyRecord, AccountRecord, RemoteRecord, TokenRecord,
@@ -11,9 +11,13 @@ use varve_store::format::{
     },
 };
 
-use super::samples::{Samples, account, remote};
+use super::samples::{Samples, remote};
 
 const IDENTITIES: [&str; 3] = ["uid:1000", "gid:7", "cert:CN=backup,O=Example"];
+
+pub(super) fn account() -> AccountId {
+    AccountId::from_number(123_456_789_012).unwrap_or_default()
+}
 
 fn account_record(identities: &[&str]) -> AccountRecord {
     AccountRecord {

@@ -99,7 +99,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             (
                 "of-account",
                 CopyRecord {
-                    owner: account(),
+                    owner: accounts::account(),
                     ..copy(CopyOutcome::Completed)
                 }
                 .encode(),
@@ -361,15 +361,11 @@ fn volume_with_promise() -> VolumeRecord {
     }
 }
 
-pub(super) fn account() -> AccountId {
-    AccountId::from_number(123_456_789_012).unwrap_or_default()
-}
-
 /// A record that needs the third version of the encoding.
 fn snapshot_of_account() -> SnapshotRecord {
     SnapshotRecord {
         name: None,
-        owner: account(),
+        owner: accounts::account(),
         description: "before the upgrade".to_owned(),
         ..snapshot_of_volume(SnapshotState::Pending)
     }
@@ -379,7 +375,7 @@ fn snapshot_of_account() -> SnapshotRecord {
 fn shared_snapshot() -> SnapshotRecord {
     let mut record = snapshot_of_account();
     record.sharing.everybody = true;
-    record.sharing.accounts = [account(), AccountId::default()].into();
+    record.sharing.accounts = [accounts::account(), AccountId::default()].into();
     record
 }
 
@@ -387,7 +383,7 @@ fn shared_snapshot() -> SnapshotRecord {
 fn volume_of_account() -> VolumeRecord {
     VolumeRecord {
         name: None,
-        owner: account(),
+        owner: accounts::account(),
         description: "scratch".to_owned(),
         ..volume_with_pending()
     }
