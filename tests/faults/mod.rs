@@ -8,5 +8,6 @@ mod descriptors;
 mod diagnostics;
 mod full_disk;
 mod long_log;
+mod old_accounts;
 mod old_stores;
 mod stop;

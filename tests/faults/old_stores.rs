@@ -21,7 +21,7 @@ use super::long_log::{header, lengthen_log};
 const BLOCK: usize = 4096;
 
 /// A lab with a store of that name in place of its own, and a stopped daemon.
-fn lab_with(store: &str) -> Lab {
+pub(super) fn lab_with(store: &str) -> Lab {
     let mut lab = Lab::new();
     lab.varved.stop();
     let data_dir = lab.data_dir();
@@ -246,7 +246,7 @@ fn make_a_collected_store() -> Lab {
 }
 
 /// Packs a store whose daemon has stopped, so that it can be kept.
-fn pack(lab: &Lab, archive: &OsStr) {
+pub(super) fn pack(lab: &Lab, archive: &OsStr) {
     let mut pack = command(
         tool("tar"),
         ["--sparse", "--exclude=LOCK", "--exclude=LOG*"],
