@@ -89,3 +89,36 @@ fn a_client_that_is_not_ours_reads_a_snapshot() {
         assert!(said.ends_with("all is as it should be\n"), "{said}");
     }
 }
+
+#[test]
+fn a_client_that_is_not_ours_shows_a_token() {
+    let lab = Lab::with(Options::tcp);
+    let snapctl = lab.snapctl();
+    snapctl.run(["account", "create", "web"]).ok();
+    let token = lab.scratch.join("token");
+    let create = [
+        "account",
+        "token",
+        "create",
+        "web",
+        "--scope",
+        "images",
+        "--output-file",
+    ];
+    snapctl
+        .run(create.map(Path::new).into_iter().chain([&*token]))
+        .ok();
+    let file = lab.image("image", (20 << 20) + 5, 152);
+    let made = snapctl.import_with(&file, "image", ["--tag", "a=b"]);
+    let snapshot = format!("snapshot/{}", made.id());
+    snapctl.run(["account", "give", "web", &snapshot]).ok();
+    let target = lab.varved.tcp_endpoint().replace("http://", "");
+    let mut script = command(python(), [repository().join("tests/python/reflect.py")]);
+    script.arg(&target).arg("image").arg(&file).arg(&token);
+    script.stdin(std::process::Stdio::null());
+    let said = run_given(script).success().text();
+    assert!(said.ends_with("all is as it should be\n"), "{said}");
+    let log = lab.varved.log();
+    let secret = fs::read_to_string(token).unwrap();
+    assert!(!log.contains(secret.trim().rsplit('_').next().unwrap()));
+}

@@ -1,6 +1,8 @@
 """Reads a snapshot by gRPC, with the protocol from the server's reflection.
 
-usage: reflect.py TARGET SNAPSHOT FILE      FILE has the expected content
+usage: reflect.py TARGET SNAPSHOT FILE [TOKEN]
+
+FILE has the expected content. TOKEN is a file with the token of an account, which the calls show.
 """
 
 import sys
@@ -14,8 +16,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 class Service:
     """A service. Its methods take the fields of the request."""
 
-    def __init__(self, channel, pool, name):
+    def __init__(self, channel, pool, name, metadata=()):
         self._channel = channel
+        self._metadata = metadata
         self._descriptor = pool.FindServiceByName(name)
 
     def call(self, method, **fields):
@@ -24,7 +27,7 @@ class Service:
         response = message_factory.GetMessageClass(descriptor.output_type)
         make = self._channel.unary_stream if descriptor.server_streaming else self._channel.unary_unary
         path = f"/{self._descriptor.full_name}/{descriptor.name}"
-        return make(path, request_serializer=lambda m: m.SerializeToString(), response_deserializer=response.FromString)(request)
+        return make(path, request_serializer=lambda m: m.SerializeToString(), response_deserializer=response.FromString)(request, metadata=self._metadata)
 
 
 def read(content, snapshot, offset, length):
@@ -35,7 +38,36 @@ def read(content, snapshot, offset, length):
     return bytes(data)
 
 
-def main(target, snapshot, path):
+def refused(code, service, method, **fields):
+    try:
+        service.call(method, **fields)
+    except grpc.RpcError as error:
+        assert error.code() == code, error
+        return error.details()
+    raise AssertionError(f"{method} is not refused")
+
+
+def bearer(token):
+    return (("authorization", f"Bearer {token}"),)
+
+
+def check_token(channel, pool, token):
+    """Checks what only the bearer of the right token gets."""
+    name = "varve.v1.SnapshotService"
+    refused(grpc.StatusCode.UNAUTHENTICATED, Service(channel, pool, name), "ListSnapshots")
+    head, secret = token.rsplit("_", 1)
+    forged = f"{head}_{secret[::-1]}"
+    for wrong in (forged, "", "x", token + "0"):
+        service = Service(channel, pool, name, bearer(wrong))
+        said = refused(grpc.StatusCode.UNAUTHENTICATED, service, "ListSnapshots")
+        assert secret not in said and secret[::-1] not in said, said
+    status = Service(channel, pool, "varve.v1.StatusService", bearer(token))
+    refused(grpc.StatusCode.PERMISSION_DENIED, status, "GetStatus")
+
+
+def main(target, snapshot, path, token_path=None):
+    token = open(token_path).read().strip() if token_path else None
+    metadata = bearer(token) if token else ()
     # Over a unix socket grpcio sends the path as the authority, percent-encoded, which servers
     # built on Rust's h2 refuse as malformed.
     options = [("grpc.default_authority", "localhost")] if target.startswith("unix:") else []
@@ -50,26 +82,26 @@ def main(target, snapshot, path):
         for name in ("", *sorted(wanted)):
             assert health.call("Check", service=name).status == 1, name
 
-        status = Service(channel, pool, "varve.v1.StatusService").call("GetStatus")
-        assert status.snapshots == 1 and len(status.store_id) == 32 and status.version, status
+        if token:
+            check_token(channel, pool, token)
+        else:
+            status = Service(channel, pool, "varve.v1.StatusService").call("GetStatus")
+            assert status.snapshots == 1 and len(status.store_id) == 32 and status.version, status
 
-        snapshots = Service(channel, pool, "varve.v1.SnapshotService")
+        snapshots = Service(channel, pool, "varve.v1.SnapshotService", metadata)
         (listed,) = snapshots.call("ListSnapshots").snapshots
         content = file.read()
         assert listed.name == snapshot and listed.size_bytes == len(content) and len(listed.root) == 32, listed
         assert dict(listed.tags) == {"a": "b"}, listed
         assert snapshots.call("GetSnapshot", snapshot=listed.id) == listed
 
-        service = Service(channel, pool, "varve.v1.ContentService")
+        service = Service(channel, pool, "varve.v1.ContentService", metadata)
         for offset, length in ((0, 1), (4095, 8194), (8 << 20, 1 << 20), (len(content) - 7, 7)):
             assert read(service, snapshot, offset, length) == content[offset : offset + length], (offset, length)
         assert read(service, snapshot, 0, 0) == content
 
-        try:
-            snapshots.call("GetSnapshot", snapshot="absent")
-            raise AssertionError("an absent snapshot was found")
-        except grpc.RpcError as error:
-            assert error.code() == grpc.StatusCode.NOT_FOUND and "absent" in error.details(), error
+        said = refused(grpc.StatusCode.NOT_FOUND, snapshots, "GetSnapshot", snapshot="absent")
+        assert "absent" in said, said
     print("all is as it should be")
 
 
