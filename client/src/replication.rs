@@ -190,7 +190,7 @@ impl Client {
     ) -> Result<ChunkStream> {
         let count: usize = wanted.iter().map(|leaf| leaf.entries.len()).sum();
         let what = format!("fetch {count} chunks");
-        let begun = self.begin_chunks(&what, of, wanted).await;
+        let begun = retry::while_busy(|| self.begin_chunks(&what, of, wanted)).await;
         begun.map_err(|status| Error::rpc(&what, status))
     }
 

@@ -188,10 +188,13 @@ pub const UPLOADS_LOCAL: usize = varve_store::limits::UPLOADS_MAX / 4;
 /// NBD connections open at one time, by default; a setting.
 pub const NBD_CONNECTIONS_MAX: usize = varve_nbd::limits::DEFAULT_MAX_CONNECTIONS;
 
-/// `Hold` streams open at one time. Further ones are refused.
+/// `Hold` streams open at one time: half of them of the administrator, half of accounts. Further
+/// ones are refused.
 pub const HOLDS_MAX: u64 = 256;
 /// `Hold` streams of one connection. A copy has one, on a connection of its own.
 pub const HOLDS_OF_CONNECTION_MAX: u64 = 8;
+/// `Hold` streams of one account, over however many connections.
+pub const HOLDS_OF_ACCOUNT_MAX: u64 = 32;
 /// How often a `Hold` stream shows that it is alive.
 pub const HOLD_INTERVAL: Duration = Duration::from_secs(15);
 /// `FetchChunks` streams served at one time; others wait.
@@ -236,6 +239,8 @@ pub const COPIES_MAX: usize = 1024;
 /// The part of them that one account may have, unless it is the administrator's. One of them runs
 /// at a time.
 pub const COPIES_OF_ACCOUNT_MAX: usize = COPIES_MAX / 4;
+/// Copies under way at one time of all accounts together, without the administrator's.
+pub const COPIES_OF_ACCOUNTS_MAX: usize = COPIES_MAX / 4 * 3;
 /// Ancestors of the wanted snapshot that a copy asks the source for, to find one that is here.
 pub const COPY_ANCESTORS_MAX: usize = 16;
 /// Leaves of that ancestor that are skipped together.

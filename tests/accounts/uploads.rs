@@ -208,3 +208,61 @@ async fn an_upload_is_its_accounts_and_ids_alone_bring_no_content() {
         .into_inner();
     assert!(missing.missing.is_empty());
 }
+
+/// The form of a chunk in the store, and the figures of a download, do not tell who was first.
+#[tokio::test]
+async fn downloads_do_not_tell_what_the_store_had() {
+    let lab = Lab::with(Options::tcp);
+    account(&lab, "web");
+    account(&lab, "db");
+    let [web, db] = ["web", "db"].map(|name| token(&lab, name, name));
+    // Compressible, and different in each place.
+    let image = |seed: u64| -> Vec<u8> {
+        let words = (0..1_u64 << 17).flat_map(|at| (seed << 40 | at / 64).to_le_bytes());
+        words.collect()
+    };
+    let (file, other) = (lab.scratch.join("a.img"), lab.scratch.join("b.img"));
+    fs::write(&file, image(1)).unwrap();
+    fs::write(&other, image(2)).unwrap();
+    import(&lab, &web, &file, "--name base --tag k=secret");
+    let share = with_token(&lab, &web, "snapshot show base -o json").success();
+    let share: serde_json::Value = serde_json::from_slice(&share.stdout).unwrap();
+    let shared = text(&share, "id");
+    import(&lab, &db, &file, "--name known");
+    import(&lab, &db, &other, "--name unknown");
+    with_token(&lab, &web, "snapshot share base all").ok();
+    let bearer = fs::read_to_string(&db).unwrap();
+    let bearer = MetadataValue::try_from(format!("Bearer {}", bearer.trim())).unwrap();
+    let channel = Endpoint::new(lab.varved.tcp_endpoint()).unwrap();
+    let mut content = ContentServiceClient::new(channel.connect().await.unwrap());
+    let mut forms = Vec::new();
+    for snapshot in ["known", "unknown", &shared] {
+        let mut request = Request::new(v1::DownloadRequest {
+            snapshot: snapshot.to_owned(),
+            plain: false,
+        });
+        request
+            .metadata_mut()
+            .insert("authorization", bearer.clone());
+        let mut parts = content.download(request).await.unwrap().into_inner();
+        let mut codecs = Vec::new();
+        while let Some(part) = parts.message().await.unwrap() {
+            match part.part.unwrap() {
+                v1::download_response::Part::Snapshot(it) => {
+                    assert_eq!((it.new_bytes, it.stored_bytes), (0, 0), "{snapshot}");
+                    assert!(it.tags.is_empty() && !it.shared_with_everybody, "{it:?}");
+                }
+                v1::download_response::Part::Leaf(_) => {}
+                v1::download_response::Part::Chunks(batch) => {
+                    codecs.extend(batch.chunks.iter().map(|chunk| chunk.codec));
+                }
+            }
+        }
+        codecs.dedup();
+        forms.push(codecs);
+    }
+    assert_eq!(
+        forms[0], forms[1],
+        "packed by the store, whoever came first"
+    );
+}

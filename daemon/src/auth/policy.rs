@@ -184,9 +184,14 @@ pub(crate) const fn is_relief(action: Action) -> bool {
 }
 
 /// Returns true if an operation counts as a request of its account. An account that makes too many
-/// can still take away and give up, and its guests keep their disks.
+/// can still take away and give up, its guests keep their disks, and streams of chunks go on, which
+/// a client cannot send twice.
 pub(super) const fn counts(action: Action) -> bool {
-    !is_relief(action) && !matches!(action, Action::WhoAmI)
+    let is_free = matches!(
+        action,
+        Action::WhoAmI | Action::PutChunks | Action::CompareExport
+    );
+    !is_relief(action) && !is_free
 }
 
 /// Decides whether a caller may do an operation, apart from what it does it to.

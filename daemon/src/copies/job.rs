@@ -183,26 +183,12 @@ impl Job {
         }
         let number = blake3::hash(self.id.as_bytes());
         let number = number.as_bytes().first_chunk().copied().unwrap_or_default();
-        Holder {
-            number: u64::from_le_bytes(number),
-            is_local: true,
-        }
+        Holder::of_work(u64::from_le_bytes(number))
     }
 
     /// The account that it belongs to.
     pub(super) fn owner(&self) -> AccountId {
         self.known.lock().record.owner
-    }
-
-    /// The identity under which an account holds the turns of its copies.
-    pub(super) fn holder_of_turn(&self) -> Holder {
-        match self.owner() {
-            AccountId::ADMINISTRATOR => self.holder(),
-            owner => Holder {
-                number: owner.number(),
-                is_local: true,
-            },
-        }
     }
 
     pub(super) fn begun(&self) -> Begun {

@@ -68,12 +68,12 @@ impl Copies {
             turns: transfer::places(
                 "copies",
                 limits::COPIES_RUNNING_MAX,
-                limits::COPIES_RUNNING_MAX,
+                (limits::COPIES_RUNNING_MAX, 0),
             ),
             turns_of_accounts: transfer::places(
                 "copies of accounts",
                 limits::COPIES_RUNNING_MAX,
-                1,
+                (0, 1),
             ),
         }))
     }
@@ -120,12 +120,18 @@ impl Copies {
                 .into());
             }
             let under_way = jobs.iter().filter(|job| !job.state().has_ended());
-            let own = under_way.filter(|job| job.owner() == new.owner).count();
-            if new.owner != AccountId::ADMINISTRATOR && own >= limits::COPIES_OF_ACCOUNT_MAX {
+            let is_account = |owner| owner != AccountId::ADMINISTRATOR;
+            let of_accounts = under_way.filter(|job| is_account(job.owner()));
+            let (own, others): (Vec<_>, Vec<_>) =
+                of_accounts.partition(|job| job.owner() == new.owner);
+            // They leave some to the administrator.
+            let is_full = own.len() + others.len() >= limits::COPIES_OF_ACCOUNTS_MAX;
+            if is_account(new.owner) && (is_full || own.len() >= limits::COPIES_OF_ACCOUNT_MAX) {
                 return Err(Error::Limit(format!(
-                    "{} copies of the account are under way, the most at one time; cancel some, or \
-                     try again later",
-                    limits::COPIES_OF_ACCOUNT_MAX
+                    "as many copies are under way as the account may have, {}, or all accounts \
+                     together, {}; cancel some, or try again later",
+                    limits::COPIES_OF_ACCOUNT_MAX,
+                    limits::COPIES_OF_ACCOUNTS_MAX
                 ))
                 .into());
             }
@@ -264,7 +270,7 @@ impl Inner {
                     AccountId::ADMINISTRATOR => &self.turns,
                     _ => &self.turns_of_accounts,
                 };
-                let turn = turns.take(job.holder_of_turn(), 1, limits::FOREVER).await?;
+                let turn = turns.take(job.holder(), 1, limits::FOREVER).await?;
                 job.run();
                 self.engine.copy(job, Arc::new(turn)).await
             };

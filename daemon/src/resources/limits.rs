@@ -10,7 +10,8 @@ use crate::{
 /// each of four listeners, and 64 for listeners, the runtime, standard streams and short-lived
 /// files of client libraries.
 pub const DESCRIPTORS_FIXED: u64 = varve_store::limits::STORE_DESCRIPTORS
-    + ((COPIES_RUNNING_MAX + COPY_ESTIMATES_MAX) * COPY_CONNECTIONS) as u64
+    // The administrator's, and those of accounts.
+    + ((2 * COPIES_RUNNING_MAX + COPY_ESTIMATES_MAX) * COPY_CONNECTIONS) as u64
     + 4 * HANDSHAKES_LEAST as u64
     + 64;
 /// The fewest packs open for reads.

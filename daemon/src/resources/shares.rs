@@ -33,6 +33,8 @@ pub(crate) struct Rules {
     pub(crate) local: u64,
     /// The most that one holder gets.
     pub(crate) of_one: u64,
+    /// The most that an account gets, if it is the holder.
+    pub(crate) of_account: u64,
     /// The most callers that may wait.
     pub(crate) waiting: usize,
     /// A holder that is this far behind gives way to waiting callers.
@@ -60,10 +62,25 @@ impl Holder {
     /// An account, at whatever connection. Numbers of connections and of accounts do not meet.
     pub(crate) const fn of_account(number: u64, is_local: bool) -> Self {
         Self {
-            number: number | 1 << 63,
+            number: number | Self::ACCOUNT,
             is_local,
         }
     }
+
+    /// Some work of the daemon's own, by any number.
+    pub(crate) const fn of_work(number: u64) -> Self {
+        Self {
+            number: number & !Self::ACCOUNT,
+            is_local: true,
+        }
+    }
+
+    /// Returns true if the holder is an account, and not a connection.
+    pub(crate) const fn is_account(self) -> bool {
+        self.number & Self::ACCOUNT != 0
+    }
+
+    const ACCOUNT: u64 = 1 << 63;
 }
 
 /// The limit on work under way is reached.
@@ -233,10 +250,14 @@ impl Rules {
         } else {
             self.total - self.local
         };
-        if self.of_one < of_all {
-            self.of_one
-        } else {
-            of_all
+        let of_one = self.of(holder);
+        if of_one < of_all { of_one } else { of_all }
+    }
+
+    const fn of(&self, holder: Holder) -> u64 {
+        match holder.is_account() {
+            true => self.of_account,
+            false => self.of_one,
         }
     }
 }
@@ -245,7 +266,7 @@ impl State {
     fn fits(&self, rules: &Rules, holder: Holder, amount: u64) -> bool {
         let has = self.of.get(&holder.number).copied().unwrap_or(0);
         self.held + amount <= rules.total
-            && has + amount <= rules.of_one
+            && has + amount <= rules.of(holder)
             && (holder.is_local || self.held_remotely + amount <= rules.total - rules.local)
     }
 
@@ -462,6 +483,7 @@ mod tests {
             total,
             local,
             of_one: total,
+            of_account: total,
             waiting: 4,
             yields_after: Duration::from_secs(10),
             pace: 100,

@@ -23,6 +23,8 @@ type Key = (AccountId, SnapshotId);
 #[derive(Debug)]
 pub(super) struct Holds {
     places: Shares,
+    /// Places of callers who act for accounts, so that these leave some to the administrator.
+    places_of_accounts: Shares,
     held: Arc<Mutex<HashMap<Key, Held>>>,
 }
 
@@ -45,25 +47,20 @@ impl Holds {
         Self {
             // A hold that does not fit is refused, and none gives way: it is better that a copy
             // waits than that another one loses its content.
-            places: Shares::new(Rules {
-                what: "holds of snapshots",
-                total: limits::HOLDS_MAX,
-                local: limits::HOLDS_MAX / 4,
-                of_one: limits::HOLDS_OF_CONNECTION_MAX,
-                waiting: 0,
-                yields_after: Duration::MAX,
-                pace: 1,
-            }),
+            places: places(limits::HOLDS_MAX / 2, limits::HOLDS_OF_CONNECTION_MAX),
+            places_of_accounts: places(limits::HOLDS_MAX / 2, limits::HOLDS_OF_ACCOUNT_MAX),
             held: Arc::default(),
         }
     }
 
     /// Takes a place for a hold.
     pub(super) async fn place(&self, caller: &Caller) -> Result<Hold> {
-        let place = self
-            .places
-            .take(caller.connection(), 1, Duration::ZERO)
-            .await?;
+        let holder = caller.holder();
+        let places = match holder.is_account() {
+            true => &self.places_of_accounts,
+            false => &self.places,
+        };
+        let place = places.take(holder, 1, Duration::ZERO).await?;
         place.settle(true);
         Ok(place)
     }
@@ -87,6 +84,19 @@ impl Holds {
         let held = self.held.lock();
         held.get(&(account, id)).map(|held| held.reader.clone())
     }
+}
+
+fn places(total: u64, of_one: u64) -> Shares {
+    Shares::new(Rules {
+        what: "holds of snapshots",
+        total,
+        local: total / 4,
+        of_one,
+        of_account: of_one,
+        waiting: 0,
+        yields_after: Duration::MAX,
+        pace: 1,
+    })
 }
 
 impl Drop for HeldSnapshot {

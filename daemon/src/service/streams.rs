@@ -65,6 +65,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
         total,
         local: total / 4,
         of_one: total,
+        of_account: total,
         waiting: limits::WAITING_MAX,
         yields_after: limits::PLACE_YIELDS_AFTER,
         pace: limits::ANSWER_BYTES_PER_SECOND,

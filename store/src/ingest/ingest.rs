@@ -180,6 +180,10 @@ impl Ingest {
                 seal_all(scratch, &chunks, kept).map(|sealed| (sealed, space))
             })
             .await??;
+        // On a full disk, what the store has must not be told from what it lacks.
+        if self.possession.is_some() {
+            self.engine.space.check().await?;
+        }
         if sealed.records.is_empty() {
             self.proved(ids);
             return Ok(PutOutcome {
@@ -245,10 +249,17 @@ impl Ingest {
                 None => proved.extend(leaf.entries().iter().map(|_| true)),
             }
         }
-        let places = self.known(&wanted, kept).await?;
-        // Without proof, the answer is that of a chunk that the store lacks.
-        let places = places.iter().zip(proved);
-        let mut places = places.map(|(place, is_proved)| place.as_ref().filter(|_| is_proved));
+        // Without proof, the answer is that of a chunk that the store lacks. Such a chunk is not
+        // even looked up: that would take time, and keep its pack.
+        let looked_up = wanted.iter().zip(&proved).filter(|(_, proved)| **proved);
+        let looked_up: Vec<_> = looked_up.map(|(chunk, _)| *chunk).collect();
+        let known = self.known(&looked_up, kept).await?;
+        let mut known = known.iter();
+        let places = proved.iter().map(|is_proved| match is_proved {
+            true => known.next().and_then(Option::as_ref),
+            false => None,
+        });
+        let mut places = places;
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
             for (position, entry) in leaf.entries().iter().enumerate() {

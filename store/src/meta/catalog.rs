@@ -39,12 +39,17 @@ pub trait Catalog {
     ) -> Result<Option<Entry>>;
 
     /// A record of that kind that has all of the content with that
-    /// [root](CatalogRecord::whole_root).
+    /// [root](CatalogRecord::whole_root), of this owner if one is given.
     ///
     /// # Errors
     ///
     /// If the catalog cannot be read.
-    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>>;
+    fn entry_of_root(
+        &self,
+        kind: &'static Kind,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<Entry>>;
 
     /// Records of a kind that pass a filter, with list keys from `from` on. `steps`, at least one,
     /// bounds the number of records examined.
@@ -180,13 +185,17 @@ pub trait Records: Catalog {
         record.transpose()
     }
 
-    /// A record that has all of the content with that root.
+    /// A record that has all of the content with that root, of this owner if one is given.
     ///
     /// # Errors
     ///
     /// If the catalog cannot be read.
-    fn get_of_root<R: CatalogRecord>(&self, root: RootId) -> Result<Option<R>> {
-        let entry = self.entry_of_root(R::KIND, root)?;
+    fn get_of_root<R: CatalogRecord>(
+        &self,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<R>> {
+        let entry = self.entry_of_root(R::KIND, root, owner)?;
         let record = entry.map(|entry| entry.record().map_err(undecodable));
         record.transpose()
     }

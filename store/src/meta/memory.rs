@@ -219,11 +219,19 @@ impl Catalog for MemoryMeta {
         Ok(found.map(|it| it.entry.clone()))
     }
 
-    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
+    fn entry_of_root(
+        &self,
+        kind: &'static Kind,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<Entry>> {
         let model = self.0.lock();
         let has_roots = kind.roots.is_some();
         let mut records = model.records(kind);
-        let found = records.find(|it| has_roots && it.keys.root == Some(root));
+        let found = records.find(|it| {
+            let is_owners = owner.is_none_or(|owner| owner == it.keys.owner);
+            has_roots && is_owners && it.keys.root == Some(root)
+        });
         Ok(found.map(|it| it.entry.clone()))
     }
 

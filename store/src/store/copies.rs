@@ -9,7 +9,7 @@ use crate::{
     Result, SnapshotRecord,
     engine::Priority,
     format::Change,
-    meta::{CopyId, CopyRecord, Meta, Records as _},
+    meta::{AccountId, CopyId, CopyRecord, Meta, Records as _},
 };
 
 impl Store {
@@ -20,13 +20,17 @@ impl Store {
         !self.engine.was_rebuilt && self.engine.lost.read().is_empty()
     }
 
-    /// Finds a completed snapshot of that content, if there is one.
+    /// Finds a completed snapshot of that content, of this owner if one is given.
     ///
     /// # Errors
     ///
     /// Errors of reading the catalog.
-    pub async fn snapshot_of(&self, root: RootId) -> Result<Option<SnapshotRecord>> {
-        let find = move |meta: &dyn Meta| meta.get_of_root(root);
+    pub async fn snapshot_of(
+        &self,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<SnapshotRecord>> {
+        let find = move |meta: &dyn Meta| meta.get_of_root(root, owner);
         self.engine.meta(Priority::Read, find).await
     }
 

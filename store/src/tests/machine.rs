@@ -186,8 +186,13 @@ impl Catalog for PowerlessMeta {
     ) -> Result<Option<Entry>> {
         self.applied.entry_named(kind, owner, name)
     }
-    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
-        self.applied.entry_of_root(kind, root)
+    fn entry_of_root(
+        &self,
+        kind: &'static Kind,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<Entry>> {
+        self.applied.entry_of_root(kind, root, owner)
     }
     fn entries(
         &self,

@@ -80,12 +80,17 @@ pub(super) struct CopyEngine {
 
 /// Places for copies, fetches or estimates, and how many of them one holder has. A waiting copy takes the place of one whose source is
 /// silent.
-pub(super) fn places(what: &'static str, total: usize, of_one: usize) -> Shares {
+pub(super) fn places(
+    what: &'static str,
+    total: usize,
+    (of_one, of_account): (usize, usize),
+) -> Shares {
     Shares::new(Rules {
         what,
         total: total as u64,
         local: 0,
         of_one: of_one as u64,
+        of_account: of_account as u64,
         // The most copies, each with all its fetches at one time.
         waiting: COPIES_MAX * COPY_FETCHES_IN_FLIGHT,
         yields_after: COPY_YIELDS_AFTER,
@@ -102,9 +107,9 @@ impl CopyEngine {
             fetches: places(
                 "fetches of copies",
                 COPY_FETCHES_IN_FLIGHT,
-                COPY_FETCHES_IN_FLIGHT,
+                (COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_IN_FLIGHT),
             ),
-            estimates: places("estimates", COPY_ESTIMATES_MAX, COPY_ESTIMATES_MAX),
+            estimates: places("estimates", COPY_ESTIMATES_MAX, (COPY_ESTIMATES_MAX, 1)),
         }
     }
 
@@ -222,7 +227,10 @@ impl CopyEngine {
         base: Option<Base>,
     ) -> Result<SnapshotRecord, CopyError> {
         let proves = proves(new.owner);
-        let ingest = self.store.begin_ingest(new).await?.keep_packed();
+        let mut ingest = self.store.begin_ingest(new).await?;
+        if !proves {
+            ingest = ingest.keep_packed();
+        }
         let own = (!proves).then_some(&self.store);
         let nodes = Nodes::new(own, &wanted.connections, wanted.of());
         // `take` subtracts the leaves that are dropped.
@@ -258,8 +266,9 @@ impl CopyEngine {
         if !self.store.vouches_for_snapshots() {
             return Ok(None);
         }
-        let same = self.store.snapshot_of(root).await?;
-        Ok(same.filter(|same| !proves(owner) || same.owner == owner))
+        self.store
+            .snapshot_of(root, proves(owner).then_some(owner))
+            .await
     }
 
     /// The parent, here or at the source; `None` if there is none, or it is deleted at the source.
@@ -344,7 +353,11 @@ impl CopyEngine {
         owner: AccountId,
         source: &Source,
     ) -> Result<Estimate, CopyError> {
-        let place = self.estimates.take(Holder::OWN, 1, BUSY_WITHIN).await?;
+        let holder = match owner {
+            AccountId::ADMINISTRATOR => Holder::OWN,
+            owner => Holder::of_account(owner.number(), true),
+        };
+        let place = self.estimates.take(holder, 1, BUSY_WITHIN).await?;
         let place = Arc::new(place);
         let estimating = Box::pin(self.estimate_all(owner, source, Arc::clone(&place)));
         place.unless_it_gives_way(estimating).await?

@@ -214,7 +214,7 @@ pub(in crate::grpc) fn download_part(part: DownloadPart) -> v1::DownloadResponse
     use download_response::Part;
 
     let part = match part {
-        DownloadPart::Snapshot(record) => Part::Snapshot(super::snapshot((*record).into())),
+        DownloadPart::Snapshot(shown) => Part::Snapshot(super::snapshot(*shown)),
         DownloadPart::Leaf(segment) => Part::Leaf(leaf(&segment)),
         DownloadPart::Chunks(chunks) => Part::Chunks(v1::ChunkBatch {
             chunks: chunks.into_iter().map(sent_chunk).collect(),

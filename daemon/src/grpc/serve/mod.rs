@@ -131,6 +131,8 @@ impl Serving {
                 total,
                 local,
                 of_one: total,
+                // Connections of their own would give an account all of it.
+                of_account: total / 4,
                 waiting: limits::WAITING_MAX,
                 yields_after,
                 pace,

@@ -414,6 +414,7 @@ async fn the_place_of_a_stream_moves_as_its_message_arrives() {
             total: 1,
             local: 0,
             of_one: 1,
+            of_account: 1,
             waiting: 4,
             yields_after: limits::PLACE_YIELDS_AFTER,
             pace: limits::REQUEST_BYTES_PER_SECOND,

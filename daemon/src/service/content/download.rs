@@ -7,21 +7,19 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use varve_store::{
-    Segment, SegmentStream, SnapshotId, SnapshotReader, SnapshotRecord, StoredChunk, VerifiedChunk,
-};
+use varve_store::{Segment, SegmentStream, SnapshotId, SnapshotReader, StoredChunk, VerifiedChunk};
 
 use crate::{
     auth::{Attempt, done},
     limits,
-    service::{error::Result, streams::Outlet},
+    service::{Snapshot, error::Result, streams::Outlet},
     tasks::{Tasks, TiedTask},
 };
 
 /// A part of a download.
 #[derive(Debug)]
 pub(crate) enum DownloadPart {
-    Snapshot(Box<SnapshotRecord>),
+    Snapshot(Box<Snapshot>),
     Leaf(Segment),
     /// Up to [`limits::READ_MESSAGE_BYTES`] of payload.
     Chunks(Vec<SentChunk>),
@@ -47,6 +45,8 @@ impl SentChunk {
 
 /// A download under way.
 pub(super) struct Download {
+    /// The snapshot as the caller sees it.
+    pub(super) shown: Snapshot,
     pub(super) reader: SnapshotReader,
     /// Unpacks chunks here.
     pub(super) plain: bool,
@@ -83,11 +83,9 @@ struct Pending {
 
 impl Download {
     pub(super) async fn send(self, outlet: Outlet<DownloadPart>) -> Result<Downloaded> {
-        let snapshot = self.reader.record().clone();
-        let (id, name) = (snapshot.id, snapshot.name.clone());
-        outlet
-            .send(DownloadPart::Snapshot(Box::new(snapshot)))
-            .await?;
+        let (id, name) = (self.shown.record.id, self.shown.record.name.clone());
+        let shown = DownloadPart::Snapshot(Box::new(self.shown.clone()));
+        outlet.send(shown).await?;
 
         let mut segments = Some(self.reader.segments());
         let mut pending = VecDeque::new();

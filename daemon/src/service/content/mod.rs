@@ -37,6 +37,7 @@ impl Service {
             let place = streams::place(&self.0.readers, caller).await?;
             let reader = self.store().open_snapshot(&key).await?;
             let download = Download {
+                shown: self.described(&sight, reader.record().clone()),
                 reader,
                 plain,
                 tasks: self.tasks().clone(),

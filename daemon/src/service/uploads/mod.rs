@@ -76,7 +76,8 @@ impl Service {
                     ingest = ingest.write_known();
                 }
             }
-            if new.keep_packed {
+            // The form that a chunk has in the store would tell an account who was first.
+            if new.keep_packed && sight.sees_others() {
                 ingest = ingest.keep_packed();
             }
             let id = uploads.open(ingest, &uploader)?;

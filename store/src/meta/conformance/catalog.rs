@@ -121,7 +121,7 @@ pub(super) fn completed_snapshots_are_found_by_their_roots(meta: &dyn Meta) {
     // Volumes are not found so.
     put_volumes(meta, [volume(9, "9")]);
     let root = RootId::from_bytes([9; 32]);
-    assert_eq!(meta.get_of_root::<VolumeRecord>(root).unwrap(), None);
+    assert_eq!(meta.get_of_root::<VolumeRecord>(root, None).unwrap(), None);
 }
 
 /// An account of that number.

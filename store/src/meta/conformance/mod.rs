@@ -153,7 +153,8 @@ pub(super) fn snapshot_state(root: u8) -> SnapshotState {
 
 /// A snapshot that has all of the content with a root of that number.
 pub(super) fn of_root(meta: &dyn Meta, root: u8) -> Option<SnapshotRecord> {
-    meta.get_of_root(RootId::from_bytes([root; 32])).unwrap()
+    meta.get_of_root(RootId::from_bytes([root; 32]), None)
+        .unwrap()
 }
 
 pub(super) fn volume_id(number: u8) -> VolumeId {

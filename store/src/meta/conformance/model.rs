@@ -283,6 +283,15 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
         .collect();
     let holdings = owners.map(|owner| meta.holdings(owner).unwrap());
     let by_root: Vec<_> = (0..4).map(|root| of_root(meta, root)).collect();
+    let by_root_and_owner: Vec<_> = (0..4)
+        .flat_map(|root| owners.map(|owner| (root, owner)))
+        .map(|(root, owner)| {
+            let root = RootId::from_bytes([root; 32]);
+            let found: Option<SnapshotRecord> = meta.get_of_root(root, Some(owner)).unwrap();
+            found.map(|found| found.owner)
+        })
+        .collect();
+
     (
         (
             meta.totals().unwrap(),
@@ -290,9 +299,8 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         meta.lookup(&names).unwrap(),
-        (
-            pages, by_tags, by_name, by_owner, shared, by_id, by_root, holdings,
-        ),
+        (pages, by_tags, by_name, by_owner, shared),
+        (by_id, by_root, by_root_and_owner, holdings),
     )
 }
 

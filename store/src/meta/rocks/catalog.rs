@@ -346,7 +346,12 @@ impl Database {
         self.put(write, true)
     }
 
-    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
+    fn entry_of_root(
+        &self,
+        kind: &'static Kind,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<Entry>> {
         let Some(family) = kind.roots else {
             return Ok(None);
         };
@@ -357,10 +362,17 @@ impl Database {
             filter: &Filter::default(),
         };
         let mut ids = lists.view.raw_iterator_cf(self.family(family)?);
-        match first_behind(&mut ids, root.as_bytes(), &[])? {
-            Some((_, id)) => lists.record(&id, "root"),
-            None => Ok(None),
+        let mut from = Vec::new();
+        while let Some((key, id)) = first_behind(&mut ids, root.as_bytes(), &from)? {
+            let found = lists.record(&id, "root")?;
+            if let Some(found) = found
+                && (owner.is_none() || owner == Some(keys_of(&found)?.owner))
+            {
+                return Ok(Some(found));
+            }
+            from = behind(&key);
         }
+        Ok(None)
     }
 
     /// Removes all records. Takes one entry in each family, however many records there are.
@@ -414,8 +426,13 @@ impl Catalog for RocksMeta {
         self.reading(|database| database.entry_named(kind, owner, name))
     }
 
-    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
-        self.reading(|database| database.entry_of_root(kind, root))
+    fn entry_of_root(
+        &self,
+        kind: &'static Kind,
+        root: RootId,
+        owner: Option<AccountId>,
+    ) -> Result<Option<Entry>> {
+        self.reading(|database| database.entry_of_root(kind, root, owner))
     }
 
     fn entries(

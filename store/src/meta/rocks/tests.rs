@@ -182,7 +182,7 @@ fn an_index_that_lacks_families_of_tags_and_roots_gets_them_when_it_is_opened() 
         assert_eq!(snapshots("tin"), whole(vec![tin.clone()]));
         assert_eq!(snapshots("gold"), whole(vec![]));
         let root = tin.root().unwrap();
-        assert_eq!(meta.get_of_root(root).unwrap(), Some(tin.clone()));
+        assert_eq!(meta.get_of_root(root, None).unwrap(), Some(tin.clone()));
         let database = meta.database().unwrap();
         for mark in marks {
             assert!(database.get(keys::META, mark).unwrap().is_some());
