@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .skip_debug([
             "varve.v1.CreateTokenResponse",
             "varve.v1.CreateAccessKeyResponse",
+            "varve.v1.AttachVolumeResponse",
         ])
         .build_server(false)
         .compile_fds(descriptors.clone())?;

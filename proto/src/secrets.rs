@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Debug};
 
-use crate::v1::{CreateAccessKeyResponse, CreateTokenResponse};
+use crate::v1::{AttachVolumeResponse, CreateAccessKeyResponse, CreateTokenResponse};
 
 impl Debug for CreateTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,6 +20,15 @@ impl Debug for CreateAccessKeyResponse {
     }
 }
 
+/// The name of the export may have a ticket.
+impl Debug for AttachVolumeResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttachVolumeResponse")
+            .field("volume", &self.volume)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,10 +41,19 @@ mod tests {
             ..CreateTokenResponse::default()
         };
         let access_key = CreateAccessKeyResponse {
-            secret,
+            secret: secret.clone(),
             ..CreateAccessKeyResponse::default()
         };
-        for shown in [format!("{token:?}"), format!("{access_key:?}")] {
+        let attached = AttachVolumeResponse {
+            nbd_uris: vec![secret.clone()],
+            export: secret,
+            ..AttachVolumeResponse::default()
+        };
+        for shown in [
+            format!("{token:?}"),
+            format!("{access_key:?}"),
+            format!("{attached:?}"),
+        ] {
             assert!(
                 shown.contains("Response") && !shown.contains("hunter"),
                 "{shown}"

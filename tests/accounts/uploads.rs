@@ -218,7 +218,7 @@ async fn downloads_do_not_tell_what_the_store_had() {
     let [web, db] = ["web", "db"].map(|name| token(&lab, name, name));
     // Compressible, and different in each place.
     let image = |seed: u64| -> Vec<u8> {
-        let words = (0..1_u64 << 17).flat_map(|at| (seed << 40 | at / 64).to_le_bytes());
+        let words = (0..1_u64 << 17).flat_map(|at| ((seed << 40) | (at / 64)).to_le_bytes());
         words.collect()
     };
     let (file, other) = (lab.scratch.join("a.img"), lab.scratch.join("b.img"));

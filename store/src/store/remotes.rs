@@ -47,7 +47,8 @@ impl Store {
     pub async fn remove_remote(&self, owner: AccountId, name: String) -> Result<()> {
         let remove = move |meta: &dyn Meta| {
             let id = RemoteRecord::id_of(owner, &name);
-            let remote = found(RemoteRecord::by_id(meta, id)?, &name)?;
+            let remote = RemoteRecord::by_id(meta, id)?;
+            let remote = found(remote.filter(|it| it.owner == owner), &name)?;
             Ok((vec![Change::delete::<RemoteRecord>(&remote.id())], ()))
         };
         self.engine.commit.change((), remove).await
@@ -68,7 +69,8 @@ impl Store {
     pub async fn remote(&self, owner: AccountId, name: &str) -> Result<RemoteRecord> {
         let id = RemoteRecord::id_of(owner, name);
         let by_id = move |meta: &dyn Meta| RemoteRecord::by_id(meta, id);
-        found(self.engine.meta(Priority::Manage, by_id).await?, name)
+        let remote = self.engine.meta(Priority::Manage, by_id).await?;
+        found(remote.filter(|it| it.owner == owner), name)
     }
 }
 
