@@ -67,7 +67,7 @@ fn check(lab: &Lab) {
     let web = of("web");
     assert_eq!((&*text(web, "id"), &*text(web, "alias")), (WEB, "www"));
     assert_eq!(web["identities"], serde_json::json!(["uid:30001"]));
-    assert_eq!(of("reader")["state"], "read-only");
+    assert_eq!(of("reader")["state"], "read_only");
     let tokens = lab.snapctl().json(["account", "token", "list", "www"]);
     assert_eq!(tokens["tokens"][0]["description"], "ci");
 

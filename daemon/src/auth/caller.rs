@@ -115,6 +115,15 @@ impl Caller {
         &self.peer
     }
 
+    /// The identity that would be its own: of its certificate, or else of its user. Empty: none.
+    pub(crate) fn identity(&self) -> String {
+        match (&self.certificate, self.peer) {
+            (Some(subject), _) => format!("cert:{subject}"),
+            (None, Peer::Unix { user, .. }) => format!("uid:{user}"),
+            (None, _) => String::new(),
+        }
+    }
+
     /// Returns true if others can read what it sends.
     pub(crate) fn is_overheard(&self) -> bool {
         !self.is_tls && self.peer.is_on_a_network()

@@ -125,7 +125,7 @@ pub(crate) const fn is_change(action: Action) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
     /// The caller is nobody that the daemon knows.
-    #[error("there are accounts, and this caller is none of them: it needs a token or an identity")]
+    #[error("the daemon takes only callers whom it knows, and this one acts for no account")]
     Nobody,
     /// The account is disabled.
     #[error("account {account} is disabled")]

@@ -80,6 +80,8 @@ pub(crate) struct WhoAmI {
     pub(crate) principal: Option<Principal>,
     /// `None`: the caller is nobody.
     pub(crate) account: Option<AccountUse>,
+    /// How the daemon knows the caller, or would know it: what nobody may ask to be added.
+    pub(crate) identity: String,
 }
 
 impl Service {
@@ -249,7 +251,15 @@ impl Service {
                 Some(principal) => Some(self.account_use(&principal.account).await?),
                 None => None,
             };
-            Ok(WhoAmI { principal, account })
+            let identity = match &principal {
+                Some(principal) => principal.identity.clone(),
+                None => caller.identity(),
+            };
+            Ok(WhoAmI {
+                principal,
+                account,
+                identity,
+            })
         })
         .await
     }

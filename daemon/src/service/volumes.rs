@@ -319,7 +319,8 @@ impl Service {
         AttachRequest { force, with_ticket }: AttachRequest,
     ) -> Result<AttachedAt> {
         let on = [Resource::Volume(key)];
-        let (store, sight, key) = (self.store().clone(), self.sight(caller), key.to_owned());
+        let (seen, key) = (self.sight(caller), key.to_owned());
+        let (store, sight) = (self.store().clone(), seen.clone());
         let attachments = self.0.attachments.clone();
         let accounts = self.0.parts.accounts.clone();
         let change = async move {
@@ -365,7 +366,9 @@ impl Service {
                 let number = record.attachments;
                 format!("{}@{number}:{}", record.id, ticket.reveal())
             }
-            None => record.label().into_owned(),
+            None if seen.is_own(record.owner) => record.label().into_owned(),
+            // A name is one of the caller's own volumes.
+            None => record.id.to_string(),
         };
         let name = ExportName::Volume(&key);
         let servers = self.0.parts.facts.nbd_servers.iter();

@@ -79,6 +79,12 @@ impl Store {
             let before = found(meta, id)?;
             let mut after = before.clone();
             change(&mut after)?;
+            if id == AccountId::ADMINISTRATOR && after.name != before.name {
+                return Err(Error::Invalid(format!(
+                    "the account of the administrator keeps its name, {:?}",
+                    before.name
+                )));
+            }
             after.id = before.id;
             after.created_at_ns = before.created_at_ns;
             check(&after)?;

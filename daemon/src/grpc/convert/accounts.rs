@@ -141,10 +141,13 @@ pub(in crate::grpc) fn who_am_i(who: WhoAmI) -> v1::WhoAmIResponse {
         Some(principal) => v1::WhoAmIResponse {
             is_administrator: principal.is_administrator(),
             scopes: scopes(principal.scopes),
-            identity: principal.identity.clone(),
+            identity: who.identity,
             account: who.account.map(account_use),
         },
-        None => v1::WhoAmIResponse::default(),
+        None => v1::WhoAmIResponse {
+            identity: who.identity,
+            ..v1::WhoAmIResponse::default()
+        },
     }
 }
 
