@@ -46,7 +46,7 @@ fn refused(put: Result<()>) -> String {
 }
 
 #[test]
-fn the_ids_of_anothers_chunks_give_no_content() {
+fn ids_of_another_account_give_no_content() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
