@@ -155,3 +155,54 @@ async fn a_call_that_was_opened_before_has_no_rights_after_a_revocation() {
     let (code, _lab) = tokio::join!(call, revoke);
     assert_eq!(code, Code::Unauthenticated);
 }
+
+#[test]
+fn a_store_whose_key_is_missing_does_not_open_to_all() {
+    let mut lab = lab();
+    let bearer = token(&lab, "admin", "admin");
+    with_token(&lab, &bearer, "volume list").ok();
+    let (key, away) = (
+        lab.data_dir().join("auth.key"),
+        lab.scratch.join("away.key"),
+    );
+    for is_link in [false, true] {
+        lab.varved.stop();
+        if is_link {
+            std::os::unix::fs::symlink(lab.scratch.join("not-mounted/auth.key"), &key).unwrap();
+        } else {
+            fs::rename(&key, &away).unwrap();
+        }
+        lab.restart_with(Options::tcp);
+        let tcp = Snapctl::new(lab.varved.tcp_endpoint());
+        tcp.run(["volume", "list"]).fails(super::DENIED);
+        with_token(&lab, &bearer, "volume list").fails(super::DENIED);
+        admin(&lab, "volume list");
+        let log = lab.varved.log();
+        assert!(log.contains("only known callers are let in"), "{log}");
+    }
+    lab.varved.stop();
+    fs::remove_file(&key).unwrap();
+    fs::rename(&away, &key).unwrap();
+    lab.restart_with(Options::tcp);
+    with_token(&lab, &bearer, "volume list").ok();
+}
+
+#[test]
+fn a_token_that_is_sent_as_a_name_is_in_no_log() {
+    let lab = lab();
+    account(&lab, "web");
+    let bearer = token(&lab, "web", "web");
+    let secret = fs::read_to_string(&bearer).unwrap();
+    let secret = secret.trim();
+    for command in ["volume delete", "snapshot delete", "volume detach"] {
+        let said = with_token(&lab, &bearer, &format!("{command} {secret}"));
+        said.fails(exit::NOT_FOUND);
+    }
+    let digits = secret.rsplit('_').next().unwrap();
+    let events = admin(&lab, "audit -o json").text();
+    assert!(
+        events.contains("DeleteVolume") && !events.contains(digits),
+        "{events}"
+    );
+    assert!(!lab.varved.log().contains(digits));
+}

@@ -76,15 +76,24 @@ impl Accounts {
             key_file,
             changing: Mutex::new(()),
         }));
+        let has_access_keys = !accounts.0.store.access_keys().await?.is_empty();
         match accounts.read_key().await {
-            Ok(None) if !tokens.is_empty() => {
+            // Without the key, tokens would be no sign any more that the store is not open to all.
+            Ok(None) if !tokens.is_empty() || has_access_keys => {
                 let file = accounts.0.key_file.display();
-                error!("no token is valid: {file}, with the key of their hashes, is missing");
+                error!(
+                    "no token, ticket or access key is valid, and only known callers are let in: \
+                     {file}, with their key, is missing"
+                );
+                accounts.0.directory.set_unusable_key();
             }
             Ok(Some(key)) => accounts.0.directory.set_key(key),
             Ok(None) => {}
             Err(error) => {
-                error!("no token is valid: {error}");
+                error!(
+                    "no token, ticket or access key is valid, and only known callers are let in: \
+                     {error}"
+                );
                 accounts.0.directory.set_unusable_key();
             }
         }

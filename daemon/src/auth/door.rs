@@ -24,6 +24,7 @@ use super::{
     Caller, Directory, Principal, Rates, TokenError, TooFast,
     audit::{Audit, AuditError, Event, OK},
     policy::{Denied, counts, is_change, is_relief, permit},
+    token::without_tokens,
 };
 use crate::{
     error::{Classified, ErrorKind},
@@ -135,6 +136,11 @@ pub(crate) enum Resource<'a> {
     AccessKey(&'a str),
 }
 
+/// A text of a caller without the tickets and tokens in it.
+fn without_secrets(text: &str) -> String {
+    without_tokens(&without_tickets(text)).into_owned()
+}
+
 impl fmt::Display for Resource<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, key) = match self {
@@ -154,7 +160,7 @@ impl fmt::Display for Resource<'_> {
             Some((end, _)) => (key.get(..end).unwrap_or_default(), "..."),
             None => (*key, ""),
         };
-        let shown = without_tickets(shown);
+        let shown = without_secrets(shown);
         let is_plain = |c: char| c.is_alphanumeric() || "-_./:@".contains(c);
         if shown.chars().all(is_plain) {
             write!(f, "{kind} {shown}{more}")
@@ -454,7 +460,7 @@ impl Attempt {
         self.state = State::Ended;
         // An error may repeat a text of the caller.
         let (kind, text) = (error.kind(), error.to_string());
-        let text = without_tickets(&text);
+        let text = without_secrets(&text);
         self.failed(kind, error.is_alarming(), &text);
         let is_refusal = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated].contains(&kind);
         let audit = self.audit.as_ref();

@@ -67,6 +67,10 @@ pub(crate) fn read(path: &Path) -> Result<Option<HashKey>, KeyError> {
         .open(path);
     let file = match opened {
         Ok(file) => file,
+        // Whoever put a link there meant a key: it is elsewhere, and not to be had now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+            return Err(useless("it is a link to a file that is missing".to_owned()));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };

@@ -3,7 +3,7 @@
 //! The store keeps only a keyed hash of a secret, and the key is in a file of its own ([`key`]
 //! (super::key)): who reads the catalog cannot use a token, nor make one.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use varve_store::{SecretHash, TokenId};
 use zeroize::Zeroize as _;
@@ -12,6 +12,28 @@ use zeroize::Zeroize as _;
 const PREFIX: &str = "varve_";
 const ID_DIGITS: usize = 17;
 pub(super) const SECRET_BYTES: usize = 32;
+
+/// A text without the secrets of the tokens in it: callers may send a token as a name by mistake.
+pub(super) fn without_tokens(text: &str) -> Cow<'_, str> {
+    let is_digit = |char: char| !char.is_ascii_hexdigit();
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(PREFIX) {
+        let (before, token) = rest.split_at(at + PREFIX.len());
+        let (id, secret) = token.split_at(token.find(is_digit).unwrap_or(token.len()));
+        shown.push_str(before);
+        shown.push_str(id);
+        rest = secret;
+        if let Some(secret) = secret.strip_prefix('_').filter(|_| !id.is_empty()) {
+            shown.push_str("_...");
+            rest = secret.trim_start_matches(|char: char| char.is_ascii_hexdigit());
+        }
+    }
+    match shown.is_empty() {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(shown + rest),
+    }
+}
 
 /// A key for hashes of secrets, and for what is derived from it.
 #[derive(Clone)]
@@ -130,6 +152,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn secrets_are_left_out_of_texts() {
+        let secret = "5a".repeat(SECRET_BYTES);
+        let token = format!("varve_0123456789abcdef0_{secret}");
+        let shown = without_tokens(&token);
+        assert_eq!(shown, "varve_0123456789abcdef0_...");
+        let cut = format!("snapshot {:?} not found, nor {}", &token[..60], token);
+        let shown = without_tokens(&cut);
+        assert!(!shown.contains("5a5a"), "{shown}");
+        assert!(
+            shown.ends_with(", nor varve_0123456789abcdef0_..."),
+            "{shown}"
+        );
+        for plain in [
+            "",
+            "varve_",
+            "a varve_ticket_...",
+            "varve_x_5a5a",
+            "db/varve_0_",
+        ] {
+            let expected = plain.replace("varve_0_", "varve_0_...");
+            assert_eq!(without_tokens(plain), expected);
+        }
+    }
 
     #[test]
     fn a_token_is_its_text_and_shows_no_secret_otherwise() {

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use tracing::warn;
 use varve_client::{Connector, Endpoint, Tls, TokenSecret};
 use varve_store::{AccountId, Error, RemoteRecord, Store};
 
@@ -76,7 +77,16 @@ impl Remotes {
         }
         let remote = self.named(owner, &source.endpoint).await?;
         let endpoint = checked(&remote.endpoint, remote.allow_plaintext)?;
-        address(endpoint, self.files(&remote), token_file(&remote)).await
+        let address = address(endpoint, self.files(&remote), token_file(&remote)).await;
+        address.map_err(|error| match error {
+            // The files are the administrator's.
+            CopyError::Tls(_) | CopyError::Token(_) if owner != AccountId::ADMINISTRATOR => {
+                let name = remote.name;
+                warn!(%owner, name, %error, "the files of an account's remote cannot be used");
+                CopyError::Files(name)
+            }
+            error => error,
+        })
     }
 
     /// Checks that the source's remote is still there, if the source names one.

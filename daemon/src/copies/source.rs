@@ -56,6 +56,11 @@ pub(crate) enum CopyError {
     /// A file of TLS cannot be read.
     #[error(transparent)]
     Tls(#[from] tls::FileError),
+    /// The same for an account, which is not to know the files of its remote.
+    #[error(
+        "the files of remote {0:?} cannot be used: the log of the daemon tells its administrator why"
+    )]
+    Files(String),
     /// The file of the token cannot be used.
     #[error(transparent)]
     Token(varve_client::Error),
@@ -103,9 +108,11 @@ impl Classified for CopyError {
             Self::Silent | Self::Busy(_) | Self::GaveWay(_) => Kind::Unavailable,
             Self::NoRemote(_) | Self::Deleted { .. } => Kind::NotFound,
             Self::Mismatch(_) => Kind::DataLoss,
-            Self::NotCompleted { .. } | Self::Tls(_) | Self::Token(_) | Self::Refused(_) => {
-                Kind::FailedPrecondition
-            }
+            Self::NotCompleted { .. }
+            | Self::Tls(_)
+            | Self::Files(_)
+            | Self::Token(_)
+            | Self::Refused(_) => Kind::FailedPrecondition,
         }
     }
 }
@@ -130,9 +137,12 @@ impl CopyError {
                 state: "pending", ..
             } => Remedy::Time,
             // Files are renewed while copies run.
-            Self::Silent | Self::Tls(_) | Self::Token(_) | Self::Busy(_) | Self::GaveWay(_) => {
-                Remedy::Time
-            }
+            Self::Silent
+            | Self::Tls(_)
+            | Self::Files(_)
+            | Self::Token(_)
+            | Self::Busy(_)
+            | Self::GaveWay(_) => Remedy::Time,
             Self::Mismatch(_) => Remedy::AnotherTry,
             Self::Store(_)
             | Self::NotCompleted { .. }
