@@ -136,7 +136,7 @@ fn idle_connections_do_not_starve_the_store() {
     let varved = options.start();
     let said = varved.log();
     assert!(
-        said.contains("600 open files are permitted, 19048 are asked for with 4096 volumes"),
+        said.contains("600 open files are permitted, 19064 are asked for with 4096 volumes"),
         "{said}"
     );
     let mut peers = Vec::new();

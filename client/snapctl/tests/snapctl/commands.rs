@@ -104,6 +104,8 @@ fn json_is_stable() {
         "progress": null,
         "failure": null,
         "owner": "000000000000",
+        "shared_accounts": [],
+        "shared_with_everybody": false,
     });
     assert_eq!(
         report,
