@@ -35,7 +35,7 @@ fn names(list: &Value) -> Vec<String> {
 /// Programs depend on these names: a change here is a change of the interface.
 #[test]
 fn json_has_the_field_names_that_programs_know() {
-    const SNAPSHOT: [&str; 16] = [
+    const SNAPSHOT: [&str; 18] = [
         "created_at",
         "data_bytes",
         "failure",
@@ -46,6 +46,8 @@ fn json_has_the_field_names_that_programs_know() {
         "parent",
         "progress",
         "root",
+        "shared_accounts",
+        "shared_with_everybody",
         "size_bytes",
         "state",
         "stored_bytes",

@@ -134,12 +134,13 @@ impl fmt::Debug for SecretAccessKey {
     }
 }
 
-/// Reads a secret in a file: one line, in a regular file that only its owner can read. Blocks. Errors
-/// say what was to be done by `what`.
+/// Reads a secret in a file: one line, in a regular file that only its owner can read. Blocks.
+/// Errors say what was to be done by `what`.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Invalid`] for a file that is none of this; it is never repeated. Errors of the file.
+/// [`ErrorKind::Invalid`] for a file that is none of this; it is never repeated. Errors of the
+/// file.
 pub fn read_secret_line(path: &Path, what: &str) -> Result<String> {
     let refuse = |why: String| Error::new(ErrorKind::Invalid, what, why);
     // Opening a pipe must not wait for its writer.

@@ -173,7 +173,8 @@ fn a_copy_of_an_account_fetches_all_that_its_snapshots_do_not_have() {
     let copied = json(&here, &web, "copy image --from site --wait");
     assert_eq!(number(&copied, "received_bytes"), stored);
     assert_eq!(number(&copied, "received_chunks"), all);
-    // Its own content is not fetched again: the same snapshot, nor what the next one shares with it.
+    // Its own content is not fetched again: the same snapshot, nor what the next one shares with
+    // it.
     let again = json(&here, &web, "copy image --from site --name again --wait");
     assert_eq!(number(&again, "received_chunks"), 0, "{again}");
     verify_all(&here);

@@ -182,7 +182,7 @@ fn too_few_descriptors_are_refused_with_what_helps() {
         .open_files(300)
         .start_refused();
     assert!(
-        said.contains("300 open files are permitted, and varved needs 568 at least")
+        said.contains("300 open files are permitted, and varved needs 584 at least")
             && said.contains("ulimit -n"),
         "{said}"
     );

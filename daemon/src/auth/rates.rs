@@ -79,8 +79,10 @@ impl Rates {
             all.retain(|_, used| *used > now);
         }
         let used = all.entry(account).or_default();
-        let from = (*used).max(now);
+        // A limit that was raised counts at once: no account is further ahead than it may be now.
+        let from = (*used).clamp(now, now.saturating_add(ahead).saturating_add(each));
         if from - now > ahead {
+            *used = from;
             return Err(Duration::from_nanos(from - now - ahead));
         }
         *used = from.saturating_add(each);
@@ -133,7 +135,9 @@ mod tests {
         // A refused request costs nothing.
         assert_eq!(taken(&rates, 61_000, 3, 2), 1);
         // Another limit counts from then on.
-        assert_eq!(taken(&rates, 61_000, 3, 1000), 990);
+        assert_eq!(taken(&rates, 61_000, 3, 1000), 0);
+        assert_eq!(taken(&rates, 61_001, 3, 1000), 1);
+        assert_eq!(taken(&rates, 62_001, 3, 1000), 1000);
         assert_eq!(taken(&rates, 61_000, 4, u64::MAX), 10_000);
     }
 
@@ -154,7 +158,7 @@ mod tests {
             text.starts_with("account \"admin\" has a quota of 1 requests per second, and none"),
             "{text}"
         );
-        for number in 0..10 * ACCOUNTS_MAX as u64 {
+        for number in 1..10 * ACCOUNTS_MAX as u64 {
             let now = Duration::from_secs(100 * number);
             rates.count_at(now, account(number), 1).unwrap();
             assert!(rates.used_ns.lock().len() <= ACCOUNTS_MAX);

@@ -219,8 +219,8 @@ mod tests {
             }
         );
         // As documented.
-        assert_eq!(wanted, 19_048);
-        assert_eq!(asked_for(0, NBD_CONNECTIONS_MAX), 10_856);
+        assert_eq!(wanted, 19_064);
+        assert_eq!(asked_for(0, NBD_CONNECTIONS_MAX), 10_872);
     }
 
     #[test]
@@ -233,7 +233,7 @@ mod tests {
                 divided.grpc_connections,
                 divided.nbd_connections
             ),
-            (75, 262, 109, 110)
+            (73, 255, 107, 107)
         );
         assert!(
             divided

@@ -269,7 +269,8 @@ impl ContentReader {
         Ok(extents)
     }
 
-    /// The id of the node that stands at a place of the content's tree; `None` if all is hole there.
+    /// The id of the node that stands at a place of the content's tree; `None` if all is hole
+    /// there.
     /// Reads the inner nodes above it.
     ///
     /// # Errors

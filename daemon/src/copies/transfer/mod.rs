@@ -78,8 +78,8 @@ pub(super) struct CopyEngine {
     estimates: Shares,
 }
 
-/// Places for copies, fetches or estimates, and how many of them one holder has. A waiting copy takes the place of one whose source is
-/// silent.
+/// Places for copies, fetches or estimates, and how many of them one holder has: a copy of the
+/// administrator, or an account. A waiting copy takes the place of one whose source is slow.
 pub(super) fn places(
     what: &'static str,
     total: usize,

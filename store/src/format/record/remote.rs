@@ -10,8 +10,8 @@ use crate::format::{
     fields::{Fields, put_text},
 };
 
-/// The versions of [`RemoteRecord`]'s encoding, its first byte. The first has no places for an owner
-/// and the file of a token. A record is written in the first version that can express it.
+/// The versions of [`RemoteRecord`]'s encoding, its first byte. The first has no places for an
+/// owner and the file of a token. A record is written in the first version that can express it.
 const PLAIN: u8 = 1;
 const VERSION: u8 = 2;
 
