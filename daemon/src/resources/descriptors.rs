@@ -238,7 +238,7 @@ mod tests {
         assert!(
             divided
                 .to_string()
-                .contains("1024 open files are permitted, 19048 are asked for")
+                .contains("1024 open files are permitted, 19064 are asked for")
         );
     }
 
