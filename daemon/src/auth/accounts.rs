@@ -76,10 +76,10 @@ impl Accounts {
             key_file,
             changing: Mutex::new(()),
         }));
-        let has_access_keys = !accounts.0.store.access_keys().await?.is_empty();
+        let access_keys = accounts.0.store.access_keys().await?;
         match accounts.read_key().await {
             // Without the key, tokens would be no sign any more that the store is not open to all.
-            Ok(None) if !tokens.is_empty() || has_access_keys => {
+            Ok(None) if !tokens.is_empty() || !access_keys.is_empty() => {
                 let file = accounts.0.key_file.display();
                 error!(
                     "no token, ticket or access key is valid, and only known callers are let in: \
@@ -97,14 +97,13 @@ impl Accounts {
                 accounts.0.directory.set_unusable_key();
             }
         }
-        accounts.tell_of_broken_seals().await?;
+        accounts.tell_of_broken_seals(&access_keys);
         accounts.reload().await?;
         Ok(accounts)
     }
 
     /// Logs once for a start that secrets of access keys cannot be opened. Lists show which.
-    async fn tell_of_broken_seals(&self) -> Result<(), varve_store::Error> {
-        let keys = self.0.store.access_keys().await?;
+    fn tell_of_broken_seals(&self, keys: &[AccessKeyRecord]) {
         let sealer = self.sealer();
         let broken = |key: &AccessKeyRecord| Some((key.id, open(sealer.as_ref(), key).err()?));
         let broken: Vec<_> = keys.iter().filter_map(broken).collect();
@@ -113,7 +112,6 @@ impl Accounts {
             let remedy = "put auth.key back, or revoke them";
             error!(%error, %first, count, "access keys cannot be used: {remedy}");
         }
-        Ok(())
     }
 
     /// The accounts in memory.
@@ -173,11 +171,7 @@ impl Accounts {
         lifetime: Option<Duration>,
     ) -> Result<(TokenRecord, BearerToken), CredentialError> {
         let _changing = self.0.changing.lock().await;
-        let key = self.0.directory.key();
-        let key = match key {
-            Some(key) => key,
-            None => self.make_key().await?,
-        };
+        let key = self.key().await?;
         let token = BearerToken::random()?;
         let now = self.0.directory.now_ns();
         let lifetime = lifetime.map(|it| u64::try_from(it.as_nanos()).unwrap_or(u64::MAX));
@@ -207,10 +201,7 @@ impl Accounts {
         account: AccountId,
     ) -> Result<(AccessKey, SecretAccessKey), CredentialError> {
         let _changing = self.0.changing.lock().await;
-        let key = match self.0.directory.key() {
-            Some(key) => key,
-            None => self.make_key().await?,
-        };
+        let key = self.key().await?;
         let sealer = Sealer::new(&key);
         let mut random = [0; 16];
         varve_store::fill_random(&mut random)?;
@@ -282,14 +273,14 @@ impl Accounts {
         if self.0.directory.is_open_to_all() {
             return Err(TicketError::NoAccounts.into());
         }
-        match self.0.directory.key() {
-            Some(key) => Ok(key),
-            None => self.make_key().await,
-        }
+        self.key().await
     }
 
     /// The key, made if it is not there.
-    async fn make_key(&self) -> Result<HashKey, CredentialError> {
+    async fn key(&self) -> Result<HashKey, CredentialError> {
+        if let Some(key) = self.0.directory.key() {
+            return Ok(key);
+        }
         let is_in_use =
             self.0.directory.has_tokens() || !self.0.store.access_keys().await?.is_empty();
         let key = match self.read_key().await? {

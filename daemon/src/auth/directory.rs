@@ -385,11 +385,9 @@ impl Directory {
             Peer::UnknownUnix | Peer::Tcp(_) => {}
         }
         // Without accounts and tokens, everybody who may connect is the administrator.
-        let identity = || match *caller.peer() {
-            Peer::Unix { user, .. } => format!("uid:{user}"),
-            _ => caller
-                .certificate()
-                .map_or_else(|| "unknown".to_owned(), |it| format!("cert:{it}")),
+        let identity = || match caller.identity() {
+            none if none.is_empty() => "unknown".to_owned(),
+            identity => identity,
         };
         table
             .is_open_to_all()

@@ -116,7 +116,9 @@ impl SnapshotService for Snapshots {
             accounts: request.accounts,
             everybody: request.everybody,
         };
-        let shared = self.0.share_snapshot(&caller, &request.snapshot, with);
+        let shared = self
+            .0
+            .share_snapshot(&caller, &request.snapshot, with, false);
         calls::answer(shared, convert::snapshot).await
     }
 
@@ -129,7 +131,9 @@ impl SnapshotService for Snapshots {
             accounts: request.accounts,
             everybody: request.everybody,
         };
-        let unshared = self.0.unshare_snapshot(&caller, &request.snapshot, with);
+        let unshared = self
+            .0
+            .share_snapshot(&caller, &request.snapshot, with, true);
         calls::answer(unshared, convert::snapshot).await
     }
 

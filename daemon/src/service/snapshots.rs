@@ -267,12 +267,13 @@ impl Service {
         Ok(self.described(&seen, given.await?))
     }
 
-    /// Shares a snapshot with others.
+    /// Shares a snapshot with others, or ends that.
     pub(crate) async fn share_snapshot(
         &self,
         caller: &Caller,
         key: &str,
         with: Grantees,
+        ends: bool,
     ) -> Result<Snapshot> {
         let mut on = vec![Resource::Snapshot(key)];
         on.extend(with.as_resources());
@@ -282,37 +283,27 @@ impl Service {
         let change = async move {
             let with = sight.grantees(&wanted)?;
             let key = sight.snapshot("snapshot", &key)?;
-            Ok(store.share_snapshot(&key, with).await?)
+            Ok(match ends {
+                true => store.unshare_snapshot(&key, with).await?,
+                false => store.share_snapshot(&key, with).await?,
+            })
         };
-        let call = (caller, Action::ShareSnapshot);
-        let shared = self.change(call, &on, change, |attempt, shared: &SnapshotRecord| {
-            tell_sharing(attempt, shared, "snapshot shared");
-        });
-        Ok(self.described(&seen, shared.await?))
-    }
-
-    /// Ends the sharing of a snapshot with others.
-    pub(crate) async fn unshare_snapshot(
-        &self,
-        caller: &Caller,
-        key: &str,
-        with: Grantees,
-    ) -> Result<Snapshot> {
-        let mut on = vec![Resource::Snapshot(key)];
-        on.extend(with.as_resources());
-        let seen = self.sight(caller);
-        let (store, sight) = (self.store().clone(), seen.clone());
-        let (key, wanted) = (key.to_owned(), with.clone());
-        let change = async move {
-            let with = sight.grantees(&wanted)?;
-            let key = sight.snapshot("snapshot", &key)?;
-            Ok(store.unshare_snapshot(&key, with).await?)
+        let (action, message) = match ends {
+            true => (Action::UnshareSnapshot, "sharing of a snapshot ended"),
+            false => (Action::ShareSnapshot, "snapshot shared"),
         };
-        let call = (caller, Action::UnshareSnapshot);
-        let unshared = self.change(call, &on, change, |attempt, unshared: &SnapshotRecord| {
-            tell_sharing(attempt, unshared, "sharing of a snapshot ended");
+        let call = (caller, action);
+        let changed = self.change(call, &on, change, move |attempt, it: &SnapshotRecord| {
+            done!(
+                attempt,
+                id = %it.id,
+                name = it.name,
+                accounts = it.sharing.accounts.len(),
+                everybody = it.sharing.everybody,
+                "{message}"
+            );
         });
-        Ok(self.described(&seen, unshared.await?))
+        Ok(self.described(&seen, changed.await?))
     }
 
     /// A snapshot as a caller sees it, with its progress. What the store had before of its content
@@ -374,18 +365,6 @@ fn tell_pending(attempt: &Attempt, made: &SnapshotRecord) {
         volume = made.origin.as_ref().map(|origin| &*origin.name),
         size_bytes = made.size_bytes,
         "snapshot of a volume is pending"
-    );
-}
-
-/// Logs whom a snapshot is shared with from now on.
-fn tell_sharing(attempt: &Attempt, it: &SnapshotRecord, message: &str) {
-    done!(
-        attempt,
-        id = %it.id,
-        name = it.name,
-        accounts = it.sharing.accounts.len(),
-        everybody = it.sharing.everybody,
-        "{message}"
     );
 }
 

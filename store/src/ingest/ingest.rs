@@ -255,11 +255,10 @@ impl Ingest {
         let looked_up: Vec<_> = looked_up.map(|(chunk, _)| *chunk).collect();
         let known = self.known(&looked_up, kept).await?;
         let mut known = known.iter();
-        let places = proved.iter().map(|is_proved| match is_proved {
+        let mut places = proved.iter().map(|is_proved| match is_proved {
             true => known.next().and_then(Option::as_ref),
             false => None,
         });
-        let mut places = places;
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
             for (position, entry) in leaf.entries().iter().enumerate() {

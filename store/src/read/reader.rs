@@ -270,8 +270,7 @@ impl ContentReader {
     }
 
     /// The id of the node that stands at a place of the content's tree; `None` if all is hole
-    /// there.
-    /// Reads the inner nodes above it.
+    /// there. Reads the inner nodes above it.
     ///
     /// # Errors
     ///
