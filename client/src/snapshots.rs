@@ -372,8 +372,8 @@ impl Client {
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot,
-    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for an account that is not
-    /// named by its id, [`ErrorKind::ResourceExhausted`](crate::ErrorKind::ResourceExhausted) for
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for an account that is not
+    /// named by its id, [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) for
     /// more than 1000 accounts; errors of the connection.
     pub async fn share_snapshot(&self, snapshot: &str, with: Sharing) -> Result<Snapshot> {
         let what = format!("share snapshot {snapshot}");

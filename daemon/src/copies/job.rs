@@ -80,6 +80,8 @@ struct Known {
     phase: State,
     /// Bytes that had arrived when the last record was written.
     recorded_bytes: u64,
+    /// The most data that any attempt had at its end.
+    furthest_data_bytes: u64,
     /// Received bytes that are not known to be durable.
     unflushed_bytes: u64,
     rate: Rate,
@@ -167,6 +169,7 @@ impl Job {
             known: Mutex::new(Known {
                 phase: State::Queued,
                 recorded_bytes: record.received_bytes,
+                furthest_data_bytes: 0,
                 record,
                 unflushed_bytes: 0,
                 rate: Rate::default(),
@@ -252,6 +255,21 @@ impl Job {
 
     pub(super) fn received_bytes(&self) -> u64 {
         self.known.lock().record.received_bytes
+    }
+
+    /// Returns true if the attempt that has ended brought what the next one need not fetch: for a
+    /// copy of the administrator what has arrived since `received_bytes_before`, for one of another
+    /// account, which begins anew, data beyond the point that all attempts before have reached. A
+    /// source that lies gets no account any further.
+    pub(super) fn got_further(&self, received_bytes_before: u64) -> bool {
+        let mut known = self.known.lock();
+        if known.record.owner == AccountId::ADMINISTRATOR {
+            return known.record.received_bytes > received_bytes_before;
+        }
+        let done = known.record.done_data_bytes;
+        let further = done > known.furthest_data_bytes;
+        known.furthest_data_bytes = known.furthest_data_bytes.max(done);
+        further
     }
 
     /// A flush makes all received bytes durable.
@@ -356,6 +374,8 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use varve_store::CatalogRecord as _;
 
     use super::*;
@@ -406,6 +426,28 @@ mod tests {
             job.record().last_error,
             "nothing has arrived for 24 hours: it is away"
         );
+    }
+
+    #[test]
+    fn an_account_gets_further_by_data_and_the_administrator_by_bytes() {
+        let job = Job::new(begun());
+        job.received(1, 10);
+        assert!(job.got_further(0) && !job.got_further(10));
+        let job = Job::new(CopyRecord {
+            owner: AccountId::from_number(7).unwrap(),
+            ..begun()
+        });
+        let root = Root {
+            size_bytes: 1 << 20,
+            chunker_version: 1,
+            top: None,
+        };
+        for (done, further) in [(0, false), (40, true), (40, false), (30, false), (41, true)] {
+            job.found("web", &root, 100);
+            job.received(1, 10);
+            job.done(done);
+            assert_eq!(job.got_further(0), further, "{done}");
+        }
     }
 
     #[test]

@@ -293,8 +293,7 @@ impl Inner {
                 }
                 Some(Err(error)) => error,
             };
-            let fruitful = job.received_bytes() > before;
-            let pause = match patience.after(error.remedy(), fruitful) {
+            let pause = match patience.after(error.remedy(), job.got_further(before)) {
                 Next::After(pause) => pause,
                 end => {
                     let gave_up = end == Next::GiveUp;
