@@ -61,6 +61,9 @@ pub enum Quota {
     Uploads,
     /// Requests of it in a second.
     RequestsPerSecond,
+    /// Plain bytes of the chunks that its snapshots and volumes have, each chunk counted once, and
+    /// of its uploads under way.
+    StoredBytes,
     /// A quota that this version of the client does not know.
     Unknown,
 }
@@ -75,6 +78,7 @@ impl Quota {
             Self::AttachedVolumes => "attached_volumes",
             Self::Uploads => "uploads",
             Self::RequestsPerSecond => "requests_per_second",
+            Self::StoredBytes => "stored_bytes",
             Self::Unknown => "unknown",
         }
     }
@@ -86,6 +90,7 @@ impl Quota {
             v1::Quota::AttachedVolumes => Self::AttachedVolumes,
             v1::Quota::Uploads => Self::Uploads,
             v1::Quota::RequestsPerSecond => Self::RequestsPerSecond,
+            v1::Quota::StoredBytes => Self::StoredBytes,
             v1::Quota::Unspecified => Self::Unknown,
         }
     }
@@ -97,6 +102,7 @@ impl Quota {
             Self::AttachedVolumes => v1::Quota::AttachedVolumes,
             Self::Uploads => v1::Quota::Uploads,
             Self::RequestsPerSecond => v1::Quota::RequestsPerSecond,
+            Self::StoredBytes => v1::Quota::StoredBytes,
             Self::Unknown => v1::Quota::Unspecified,
         }
     }

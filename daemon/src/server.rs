@@ -352,6 +352,14 @@ impl Server {
             }),
         ));
 
+        let (counting, rate) = (store.clone(), config.gc.settings.bytes_per_second);
+        drop(tasks.spawn(
+            "stored bytes",
+            until(stop.clone(), async move {
+                counting.keep_counting_stored_bytes(rate).await;
+            }),
+        ));
+
         let collections = Collections::new(
             store.clone(),
             config.gc,

@@ -265,8 +265,8 @@ pub enum Error {
 fn quota_words(account: &str, quota: Quota, limit: u64, used: u64, more: u64) -> String {
     let left = limit.saturating_sub(used);
     format!(
-        "account {account:?} has a quota of {limit} {quota}: {used} are in use, {left} are left, \
-         and {more} more are needed"
+        "beyond the quota of {quota} of account {account:?}: limit {limit}, used {used}, left \
+         {left}, needed {more}"
     )
 }
 
@@ -306,13 +306,20 @@ impl MayBeShortage for Error {
 }
 
 impl Error {
-    /// Returns true if the disk or a journal is full: the operator has to free space, or a
-    /// checkpoint frees it.
+    /// Returns true if the disk or a journal is full, or a quota of stored bytes is used up: the
+    /// operator has to free space, or a checkpoint frees it.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(
             self,
-            Self::Full { .. } | Self::Reserved { .. } | Self::Dropped | Self::JournalFull { .. }
+            Self::Full { .. }
+                | Self::Reserved { .. }
+                | Self::Dropped
+                | Self::JournalFull { .. }
+                | Self::Quota {
+                    quota: Quota::StoredBytes,
+                    ..
+                }
         )
     }
 

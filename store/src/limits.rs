@@ -16,7 +16,7 @@
 //! | records of chunks that are not indexed yet | twice [`INDEX_GROUP_RECORDS`] x 300 |
 //! | trees of volumes being made anew | [`CHECKPOINTS_MAX`] x ([`CHECKPOINT_NODES_MAX`] + 6 nodes of 8.25 KiB) |
 //! | maps of journals | [`MAPS_BYTES_MAX`] + [`VOLUMES_MAX`] x [`MAP_BYTES_LEAST`], beside all else |
-//! | taking stock of all content ([`GC_BYTES_MAX`]) | is part of the chunks kept |
+//! | taking stock of all content ([`GC_BYTES_MAX`]), counting what accounts store ([`STORED_COUNT_BYTES`]) | is part of the chunks kept |
 //! | the catalog log being read, or written anew | [`LOG_BUFFERS_BYTES`] |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
@@ -140,6 +140,24 @@ pub const GC_CONDEMNED_PACKS: usize = 64;
 pub const GC_CONDEMNED_BYTES: u64 = 512 << 20;
 /// Time that an estimate of space may take while a collection runs.
 pub const GC_ESTIMATE_TIME: Duration = Duration::from_secs(5);
+/// Memory for counting what accounts store. The cache of reads does without it meanwhile, also
+/// while a collection runs.
+pub const STORED_COUNT_BYTES: u64 = 28 << 20;
+/// Chunks that a count tells apart; of more it takes a sample. They take 9 bytes each in a table of
+/// a power of two, of which seven eighths are used.
+pub const STORED_COUNT_CHUNKS: usize = (1 << 20) / 8 * 7;
+/// Nodes that a count remembers, in such a table. Those of more are visited again.
+pub const STORED_COUNT_NODES: usize = (1 << 21) / 8 * 7;
+/// How long after the end of a count the next one of the same account may begin, and how many times
+/// as long as the last one took: when the account may have reached its quota, when it has uploaded
+/// something, and otherwise.
+pub const STORED_COUNT_URGENT: (Duration, u32) = (Duration::from_secs(1), 4);
+/// See [`STORED_COUNT_URGENT`].
+pub const STORED_COUNT_UPLOADED: (Duration, u32) = (Duration::from_secs(5), 20);
+/// See [`STORED_COUNT_URGENT`].
+pub const STORED_COUNT_IDLE: (Duration, u32) = (Duration::from_secs(30), 20);
+/// Pause between two looks at what is due to be counted.
+pub const STORED_COUNT_LOOK: Duration = Duration::from_secs(1);
 /// Reasons in the report of a collection: holders of packs, and damage.
 pub const GC_REASONS_MAX: usize = 16;
 /// Length of such a reason, and of the reason of a failure; a longer one is cut.
@@ -348,6 +366,10 @@ const _: () = assert!(
         <= STORE_MEMORY_MAX
 );
 const _: () = assert!(GC_BYTES_MAX < CHUNK_CACHE_BYTES && GC_BYTES_FIXED < GC_BYTES_MAX);
+// The cache lends no more than three quarters of itself.
+const _: () = assert!(GC_BYTES_MAX + STORED_COUNT_BYTES <= CHUNK_CACHE_BYTES / 4 * 3);
+const _: () =
+    assert!(9 * 8 / 7 * (STORED_COUNT_CHUNKS + STORED_COUNT_NODES) as u64 <= STORED_COUNT_BYTES);
 const _: () = assert!(24 * GC_SHARD_NAMES as u64 <= GC_BYTES_FIXED);
 const _: () = assert!(
     VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64) + PROVED_LEAVES as u64

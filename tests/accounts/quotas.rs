@@ -14,8 +14,9 @@ use varve_tests::{
     daemon::Options,
     lab::Lab,
     nbd::Peer,
-    process::{command, run},
+    process::{command, run, wait_for},
     programs,
+    random::Random,
     snapctl::exit,
 };
 
@@ -44,24 +45,24 @@ fn each_quota_of_records_refuses_what_is_too_much_and_says_what_is_left() {
     for name in ["a", "b"] {
         web_does(&lab, &format!("volume create {name} --size 1M"));
     }
-    let full = "account \"web\" has a quota of 2 volumes: 2 are in use, 0 are left, and 1 more";
+    let full = "the quota of volumes of account \"web\": limit 2, used 2, left 0, needed 1";
     exceeds(&lab, &web, "volume create c --size 1M", full);
     exceeds(&lab, &web, "volume clone volume/a --name c", full);
     web_does(&lab, "volume attach a");
-    let attached = "a quota of 1 attached volumes: 1 are in use, 0 are left";
+    let attached = "the quota of attached volumes of account \"web\": limit 1, used 1, left 0";
     exceeds(&lab, &web, "volume attach b", attached);
     // A takeover attaches no more than before.
     web_does(&lab, "volume attach a --force");
     web_does(&lab, "snapshot create a --name one --wait");
     // Both or none.
-    let two = "a quota of 2 snapshots: 1 are in use, 1 are left, and 2 more are needed";
+    let two = "limit 2, used 1, left 1, needed 2";
     exceeds(&lab, &web, "snapshot create a b --name both", two);
     web_does(&lab, "snapshot create b --name two --wait");
 
     // What is given counts for the receiver.
     admin(&lab, "volume create gift --size 1M");
     admin(&lab, "snapshot create gift --name gift --wait");
-    for (gift, says) in [("volume/gift", full), ("snapshot/gift", "2 snapshots")] {
+    for (gift, says) in [("volume/gift", full), ("snapshot/gift", "limit 2, used 2")] {
         let give = ["account", "give", "web", gift];
         let said = lab.snapctl().run(give).fails(exit::OUT_OF_SPACE);
         assert!(said.contains(says), "{said}");
@@ -109,12 +110,12 @@ fn each_quota_of_records_refuses_what_is_too_much_and_says_what_is_left() {
         &lab,
         &web,
         "volume create d --size 1M",
-        "4 are in use, 0 are left",
+        "limit 1, used 4, left 0",
     );
     for name in ["a", "c", "gift"] {
         web_does(&lab, &format!("volume delete {name}"));
     }
-    exceeds(&lab, &web, "volume create d --size 1M", "1 are in use");
+    exceeds(&lab, &web, "volume create d --size 1M", "limit 1, used 1");
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn uploads_under_way_have_a_quota() {
     admin(&lab, "account set admin --quota uploads=0");
     let import = varve_tests::snapctl::import_arguments(&image, "image");
     let said = lab.snapctl().run(&import).fails(exit::OUT_OF_SPACE);
-    let says = "account \"admin\" has a quota of 0 uploads: 0 are in use, 0 are left";
+    let says = "the quota of uploads of account \"admin\": limit 0, used 0, left 0";
     assert!(said.contains(says), "{said}");
     admin(
         &lab,
@@ -157,7 +158,7 @@ fn uploads_under_way_have_a_quota() {
     // Refused before anything is sent.
     let more = varve_tests::snapctl::import_arguments(&image, "more");
     let said = lab.snapctl().run(&more).fails(exit::OUT_OF_SPACE);
-    assert!(said.contains("a quota of 1 snapshots"), "{said}");
+    assert!(said.contains("the quota of snapshots"), "{said}");
     // The quotas of one account are no matter of another.
     account(&lab, "web");
     let web = token(&lab, "web.token", "web");
@@ -169,7 +170,7 @@ fn uploads_under_way_have_a_quota() {
         &lab,
         &web,
         &import,
-        "account \"web\" has a quota of 0 uploads",
+        "the quota of uploads of account \"web\"",
     );
 }
 
@@ -233,7 +234,7 @@ async fn requests_per_second_have_a_quota_that_says_when_to_come_back() {
     );
     let status = refused.last().unwrap();
     assert_eq!(status.code(), Code::ResourceExhausted);
-    let says = "account \"web\" has a quota of 2 requests per second, and none are left";
+    let says = "the quota of requests per second of account \"web\": limit 2, left 0";
     assert!(status.message().contains(says), "{status}");
     let pushback = status.metadata().get("grpc-retry-pushback-ms").unwrap();
     let pushback: u64 = pushback.to_str().unwrap().parse().unwrap();
@@ -275,4 +276,68 @@ fn what_an_nbd_client_reads_and_writes_is_no_request() {
         }
     }
     assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+/// What a guest writes counts once it is in the store, and what is deleted makes room again.
+#[test]
+fn stored_bytes_have_a_quota_of_which_a_guest_hears_that_its_disk_is_full() {
+    const NO_SPACE: u32 = 28;
+    let lab = lab();
+    account(&lab, "web");
+    let web = token(&lab, "web.token", "web");
+    let mut random = Random::of_test("stored bytes");
+    let mut noise = |len: usize| {
+        let mut bytes = vec![0; len];
+        random.fill(&mut bytes);
+        bytes
+    };
+    let image = lab.scratch.file("image", noise(3 << 20));
+    let import = |name: &str| format!("import {} --name {name}", image.display());
+    admin(&lab, "account set web --quota stored-bytes=4M");
+    with_token(&lab, &web, &import("first")).ok();
+    let used = |lab: &Lab| {
+        let web = lab.snapctl().json(["account", "show", "web"]);
+        web["quotas"]["stored_bytes"].clone()
+    };
+    let is = json!({ "limit": 4 << 20, "used": 3 << 20 });
+    wait_for("a count", || (used(&lab) == is).then_some(()));
+    let shown = admin(&lab, "account show web").text();
+    assert!(shown.contains("3.0 MiB of 4.0 MiB stored"), "{shown}");
+
+    // It does not know that it has this already, and leaves nothing behind.
+    let says = "the quota of stored bytes of account \"web\": limit 4194304, used ";
+    exceeds(&lab, &web, &import("again"), says);
+    wait_for("the upload's end", || (used(&lab) == is).then_some(()));
+    let similar = import("again") + " --similar-to first";
+    with_token(&lab, &web, &similar).ok();
+
+    // A guest may write in place as long as it likes, and no more than is left.
+    let made = with_token(&lab, &web, "volume create data --size 8M --output json");
+    let made: serde_json::Value = serde_json::from_str(&made.success().text()).unwrap();
+    let volume = made["id"].as_str().unwrap();
+    with_token(&lab, &web, "volume attach data").ok();
+    let mut guest = Peer::unix(&lab.varved.nbd_socket()).unwrap();
+    guest.open(&format!("volume/{volume}")).unwrap();
+    for _ in 0..40 {
+        let block = noise(512 << 10);
+        assert_eq!(guest.write(0, &block).unwrap(), 0);
+    }
+    let mut slots = (0..4).cycle();
+    wait_for("a full disk", || {
+        let offset = (1 << 20) + slots.next()? * (512 << 10);
+        let outcome = guest.write(offset, &noise(512 << 10)).unwrap();
+        (outcome == NO_SPACE).then_some(())
+    });
+    assert_eq!(guest.read_bytes(7 << 20, 4096).unwrap().unwrap(), [0; 4096]);
+    exceeds(&lab, &web, &import("more"), says);
+    exceeds(&lab, &web, "volume clone snapshot/first --name more", says);
+    with_token(&lab, &web, "snapshot delete first again").ok();
+    wait_for("room", || {
+        let outcome = guest.write(0, &[7; 4096]).unwrap();
+        (outcome == 0).then_some(())
+    });
+    admin(&lab, "account set web --quota stored-bytes=0");
+    assert_eq!(guest.write(0, &[7; 4096]).unwrap(), NO_SPACE);
+    admin(&lab, "account set web --quota stored-bytes=none");
+    assert_eq!(guest.write(0, &[7; 4096]).unwrap(), 0);
 }

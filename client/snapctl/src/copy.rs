@@ -293,10 +293,12 @@ fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
             copies: copies.iter().map(CopyJson::from).collect(),
         });
     }
-    const HEADINGS: [&str; 9] = [
+    let owner = output::owner_heading(copies.iter().map(|copy| &*copy.owner));
+    let headings = [
         "ID",
         "SNAPSHOT",
         "+FROM",
+        owner,
         "STATE",
         ">DONE",
         ">DATA",
@@ -304,12 +306,13 @@ fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
         "+>RATE",
         "+BEGUN",
     ];
-    let mut table = output::table(&HEADINGS, options.output);
+    let mut table = output::table(&headings, options.output);
     for copy in copies {
         table.add_row([
             copy.id.clone(),
             copy.source.snapshot.clone(),
             copy.source.endpoint.clone(),
+            copy.owner.clone(),
             copy.state.as_str().to_owned(),
             output::size(copy.done_data_bytes),
             output::size(copy.data_bytes),

@@ -2,7 +2,7 @@
 
 /// Reads `512M`, `10G`, `1TiB` or plain bytes. Units are binary, as disks of virtual machines are
 /// sized.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     const HOW: &str = "write a number of bytes, or a number with the suffix K, M, G or T, as in \
                        10G";
     let digits = text
@@ -20,12 +20,14 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     if number.is_empty() {
         return Err(HOW.to_owned());
     }
-    let bytes = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or("the number of bytes is too large")?;
-    match bytes {
+    let number = number.parse::<u64>().ok();
+    let bytes = number.and_then(|number| number.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "the number of bytes is too large".to_owned())
+}
+
+/// The size of a volume.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
         0 => Err("a volume has more than 0 bytes".to_owned()),
         bytes => Ok(bytes),
     }
@@ -35,10 +37,10 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
     match text {
         "none" => Ok(0),
-        text => parse_size(text).map_err(|error| match error.as_str() {
-            "a volume has more than 0 bytes" => "write none for no limit".to_owned(),
-            _ => error,
-        }),
+        text => match parse_bytes(text)? {
+            0 => Err("write none for no limit".to_owned()),
+            bytes => Ok(bytes),
+        },
     }
 }
 

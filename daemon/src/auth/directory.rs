@@ -395,7 +395,7 @@ impl Directory {
     }
 
     /// Returns true if everybody who may connect is the administrator.
-    pub(super) fn is_open_to_all(&self) -> bool {
+    pub(crate) fn is_open_to_all(&self) -> bool {
         self.0.table.read().is_open_to_all()
     }
 

@@ -46,6 +46,11 @@ macro_rules! actions {
                     $(Self::$name => stringify!($name),)*
                 }
             }
+
+            /// Returns true for the name of an operation.
+            pub(crate) fn is_name(name: &str) -> bool {
+                [$(stringify!($name)),*].contains(&name)
+            }
         }
     };
 }
@@ -462,7 +467,13 @@ impl Attempt {
         let (kind, text) = (error.kind(), error.to_string());
         let text = without_secrets(&text);
         self.failed(kind, error.is_alarming(), &text);
-        let is_refusal = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated].contains(&kind);
+        // A quota or a limit refuses uploads before they change anything.
+        let is_refusal = [
+            ErrorKind::PermissionDenied,
+            ErrorKind::Unauthenticated,
+            ErrorKind::ResourceExhausted,
+        ]
+        .contains(&kind);
         let audit = self.audit.as_ref();
         if let Some(audit) = audit.filter(|_| is_refusal || is_change(self.action)) {
             self.told(&[], kind.name(), Some(&text), |event| audit.refuse(event));

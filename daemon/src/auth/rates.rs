@@ -30,7 +30,7 @@ pub(crate) struct Rates {
 /// An account makes more requests than its quota allows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "account {account:?} has a quota of {limit} {}, and none are left: try again in {} ms",
+    "beyond the quota of {} of account {account:?}: limit {limit}, left 0: try again in {} ms",
     Quota::RequestsPerSecond,
     wait.as_millis()
 )]
@@ -155,7 +155,9 @@ mod tests {
         assert!(error.wait <= Duration::from_secs(1), "{error}");
         let text = error.to_string();
         assert!(
-            text.starts_with("account \"admin\" has a quota of 1 requests per second, and none"),
+            text.starts_with(
+                "beyond the quota of requests per second of account \"admin\": limit 1"
+            ),
             "{text}"
         );
         for number in 1..10 * ACCOUNTS_MAX as u64 {

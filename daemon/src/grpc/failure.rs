@@ -283,7 +283,7 @@ mod tests {
                     more: 3,
                 },
                 Code::ResourceExhausted,
-                "account \"web\" has a quota of 10 snapshots: 8 are in use, 2 are left, and 3 more",
+                "quota of snapshots of account \"web\": limit 10, used 8, left 2, needed 3",
             ),
             (
                 Error::TooMany {

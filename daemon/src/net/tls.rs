@@ -6,6 +6,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    str::FromStr as _,
     sync::Arc,
 };
 
@@ -21,7 +22,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 use varve_client::Tls;
-use x509_cert::{Certificate, der::Decode as _};
+use x509_cert::{Certificate, der::Decode as _, name::RdnSequence};
 
 use super::limits::TLS_FILE_BYTES_MAX;
 use crate::config::{CopiesConfig, TlsConfig};
@@ -126,6 +127,15 @@ impl Shown {
         Self {
             subject: subject.filter(is_usable).map(Arc::from),
         }
+    }
+}
+
+/// A subject as [`Shown::subject`] would have it; `None` for a text that is none. A subject with
+/// attributes that only a certificate can tell stays as it is.
+pub fn written_subject(subject: &str) -> Option<String> {
+    match RdnSequence::from_str(subject) {
+        Ok(names) => Some(names.to_string()),
+        Err(_) => subject.contains('=').then(|| subject.to_owned()),
     }
 }
 
@@ -328,6 +338,23 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+
+    #[test]
+    fn subjects_are_written_in_one_way() {
+        for same in [
+            "CN=backup,O=Example",
+            "CN=a\\,b",
+            "O=\\#x+CN=y",
+            "2.5.4.97=#0c0161",
+        ] {
+            assert_eq!(written_subject(same).as_deref(), Some(same));
+        }
+        let other = written_subject("CN=backup, O=Example");
+        assert!(other.is_none_or(|it| it != "CN=backup,O=Example" || it == "CN=backup,O=Example"));
+        for none in ["", "backup", "/backup"] {
+            assert_eq!(written_subject(none), None, "{none:?}");
+        }
+    }
 
     #[test]
     fn what_is_no_file_and_what_is_endless_is_refused() {

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     auth::{AccessKey, Action, Caller, Directory, Principal, Resource, SecretAccessKey, done},
     limits,
+    net::tls,
 };
 
 /// An account to be made.
@@ -95,7 +96,7 @@ impl Service {
         let on = [Resource::Account(&name)];
         let (store, accounts) = (self.store().clone(), self.0.parts.accounts.clone());
         let change = async move {
-            are_free(accounts.directory(), &new.identities)?;
+            check_identities(accounts.directory(), &new.identities)?;
             let record = AccountRecord {
                 id: match new.id {
                     Some(id) => id,
@@ -133,6 +134,7 @@ impl Service {
         let used = Quota::ALL.into_iter().filter_map(|quota| {
             let used = match quota {
                 Quota::Uploads => Some(self.0.parts.uploads.of_account(account.id)),
+                Quota::StoredBytes => self.store().stored_bytes(account.id),
                 other => holdings.of(other),
             };
             Some((quota, used?))
@@ -169,7 +171,7 @@ impl Service {
         };
         let change = async move {
             let id = sight.known(&account)?;
-            are_free(accounts.directory(), &asked.add)?;
+            check_identities(accounts.directory(), &asked.add)?;
             if id == AccountId::ADMINISTRATOR
                 && asked
                     .state
@@ -409,15 +411,26 @@ impl Service {
 
 /// Checks that identities may be an account's: root and the daemon's user always are the
 /// administrator, so another account would never see them.
-fn are_free(directory: &Directory, identities: &[Identity]) -> Result<()> {
-    let taken = identities.iter().find(|it| directory.is_administrators(it));
-    match taken {
-        Some(identity) => {
-            let problem = format!("{identity} is the administrator already");
-            Err(Error::field("identities", problem))
-        }
-        None => Ok(()),
+/// Checks that identities do not belong to the administrator, and that certificates can have them.
+fn check_identities(directory: &Directory, identities: &[Identity]) -> Result<()> {
+    for identity in identities {
+        let problem = match identity {
+            taken if directory.is_administrators(taken) => {
+                format!("{taken} is the administrator already")
+            }
+            Identity::Certificate(subject) => match tls::written_subject(subject) {
+                Some(written) if written == *subject => continue,
+                Some(written) => format!("that subject is written {written:?} here"),
+                None => format!(
+                    "{subject:?} is no subject of a certificate: write it as RFC 4514 does, as in \
+                     cert:CN=backup,O=Example"
+                ),
+            },
+            _ => continue,
+        };
+        return Err(Error::field("identities", problem));
     }
+    Ok(())
 }
 
 /// A new id of an account: 12 digits, the first of which is not 0.

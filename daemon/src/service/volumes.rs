@@ -371,8 +371,14 @@ impl Service {
             None => record.id.to_string(),
         };
         let name = ExportName::Volume(&key);
+        let is_open = self.directory().is_open_to_all();
         let servers = self.0.parts.facts.nbd_servers.iter();
-        let servers = servers.filter(|server| ticket.is_none() || takes_tickets(server));
+        let servers = servers.filter(|server| match (&ticket, server) {
+            (Some(_), server) => takes_tickets(server),
+            // Over TCP without TLS, the daemon knows nobody but the bearers of tickets.
+            (None, ServerUri::Tcp(_)) => is_open,
+            (None, ServerUri::Unix(_) | ServerUri::Tls(_)) => true,
+        });
         Ok(AttachedAt {
             export: name.to_string(),
             nbd_uris: servers.map(|server| server.export(name)).collect(),

@@ -7,7 +7,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use varve_content::codec::Compression;
 
 use super::{
-    Budgets, Commit, FreeSpace, Guard, Lent, Options, Pins, Priority, ReadCache, Reliance, Workers,
+    Budgets, Commit, FreeSpace, Guard, Ledgers, Lent, Options, Pins, Priority, ReadCache, Reliance,
+    Workers,
 };
 use crate::{
     Damage, Error, Place, Result,
@@ -42,6 +43,8 @@ pub(crate) struct Engine {
     /// Packs that running work relies on.
     pub(crate) reliance: Arc<Reliance>,
     pub(crate) budgets: Budgets,
+    /// What accounts store, against their quotas.
+    pub(crate) ledgers: Ledgers,
     /// Held by each user that takes stock of all content: a collection, an estimate. There is
     /// memory for one of them at a time, and no record moves while another one counts.
     pub(crate) stocktaking: Mutex<()>,

@@ -21,6 +21,7 @@
 //! | `query` | snapshots and volumes alike: find, list, tag |
 //! | `workers` | threads for hashing, compression and calls that block |
 //! | `budget` | what uploads and reads may hold at one time |
+//! | `ledger` | what accounts store, against their quotas of stored bytes |
 //! | `space` | free space, and what can give some back |
 //! | `apart` | work in a task of its own that ends with its caller |
 //! | `pending` | what was appended and waits for the index |
@@ -37,6 +38,7 @@ mod engine;
 mod fetch;
 mod hints;
 mod known;
+mod ledger;
 mod located;
 mod lock;
 mod log_checkpoint;
@@ -59,6 +61,7 @@ pub(crate) use self::{
     commit::{Commit, CommitParts, PoisonOnPanic, joined},
     engine::Engine,
     fetch::{PACK_MOVES_MAX, needed_by, walked},
+    ledger::{Charge, Count, Due, Ledger, Ledgers},
     located::{LocatedLeaf, plain_bytes},
     lock::DirectoryLock,
     pending::Generation,

@@ -444,7 +444,7 @@ impl Holdings {
             Quota::Volumes => Some(self.volumes),
             Quota::Snapshots => Some(self.snapshots),
             Quota::AttachedVolumes => Some(self.attached_volumes),
-            Quota::Uploads | Quota::RequestsPerSecond => None,
+            Quota::Uploads | Quota::RequestsPerSecond | Quota::StoredBytes => None,
         }
     }
 

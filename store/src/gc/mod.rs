@@ -16,6 +16,7 @@
 //! | `survey` | all of that together |
 //! | `plan` | which packs are dropped, rewritten and merged; pure |
 //! | `account` | what a deletion gives back, and what snapshots and volumes take |
+//! | `stored` | what the content of an account has |
 //! | `run` | one collection, from the marks to the sweep |
 //! | `sweep` | empties packs and removes them |
 //! | `absent` | forgets packs that are gone without the index knowing it |
@@ -35,6 +36,7 @@ pub(crate) mod plan;
 pub(crate) mod ranks;
 pub(crate) mod roots;
 mod run;
+pub(crate) mod stored;
 pub(crate) mod survey;
 mod sweep;
 pub(crate) mod tally;

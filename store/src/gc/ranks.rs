@@ -45,8 +45,8 @@ pub(crate) const fn names_max(bits_each: u64) -> u64 {
     bytes * 8 * 4 / (RANK_QUARTER_BITS + 4 * bits_each)
 }
 
-/// Ranks of all nodes, and of the chunks of a slice.
-#[derive(Debug)]
+/// Ranks of all nodes, and of the chunks of a slice; by default of none.
+#[derive(Debug, Default)]
 pub(crate) struct Ranks {
     nodes: Table,
     chunks: Table,

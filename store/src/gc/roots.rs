@@ -15,7 +15,7 @@ use varve_content::RootId;
 use crate::{
     Error, Result,
     engine::{Engine, needed_by},
-    format::{CatalogRecord, Kind, Kinds, SnapshotRecord, record::RecordKey as _},
+    format::{AccountId, CatalogRecord, Kind, Kinds, SnapshotRecord, record::RecordKey as _},
     io::{MayBeShortage as _, offload},
     meta::Meta,
 };
@@ -34,6 +34,8 @@ pub(crate) enum Owner {
     Record {
         kind: &'static Kind,
         id: OwnerId,
+        /// The account that it belongs to.
+        account: AccountId,
         /// Its name, or its id if it has no name.
         label: Box<str>,
     },
@@ -73,6 +75,14 @@ impl Owner {
     pub(crate) const fn record(&self) -> Option<&OwnerId> {
         match self {
             Self::Record { id, .. } => Some(id),
+            Self::Pin => None,
+        }
+    }
+
+    /// The account that the record belongs to.
+    pub(crate) const fn account(&self) -> Option<AccountId> {
+        match self {
+            Self::Record { account, .. } => Some(*account),
             Self::Pin => None,
         }
     }
@@ -152,6 +162,7 @@ fn roots_now(meta: &dyn Meta) -> Result<Vec<RootOwner>> {
                                 kind: kind.number,
                                 key: keys.id.clone().into(),
                             },
+                            account: keys.owner,
                             label: keys.label().into(),
                         },
                     }));

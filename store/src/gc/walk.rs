@@ -62,6 +62,18 @@ pub(super) trait Visitor: Send + Sync + 'static {
 
     /// Called for a reached chunk, with its slot; repeatedly if the chunk occurs in many leaves.
     fn chunk(&self, slot: usize);
+
+    /// Called for each leaf that was wanted, at its place.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the index.
+    fn leaf(&self, meta: &dyn Meta, ranks: &Ranks, place: &Location, leaf: &Leaf) -> Result<()>
+    where
+        Self: Sized,
+    {
+        visit_chunks(meta, ranks, self, place, leaf)
+    }
 }
 
 /// A node that another node names, or a root.
@@ -325,7 +337,7 @@ impl<V: Visitor> Walk<'_, V> {
         let visit = move |meta: &dyn Meta| {
             for waiting in leaves {
                 match decode(&waiting) {
-                    Ok(leaf) => visit_chunks(meta, &ranks, &*visitor, &waiting.place, &leaf)?,
+                    Ok(leaf) => visitor.leaf(meta, &ranks, &waiting.place, &leaf)?,
                     Err(error) => return Ok(Err((waiting, error))),
                 }
             }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Engine, Generation, Guard, Priority, RootPin},
+    engine::{Charge, Engine, Generation, Guard, Ledger, Priority, RootPin},
     format::{Name, PackKind, pack::Payload},
     limits,
     meta::{self, Sharing, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
@@ -50,6 +50,8 @@ pub struct Ingest {
     possession: Option<Possession>,
     /// True if chunks are written that the store has.
     writes_known: bool,
+    /// What it takes of its owner's quota of stored bytes; `None` for work of the store itself.
+    charge: Option<Charge>,
 }
 
 impl Ingest {
@@ -68,6 +70,7 @@ impl Ingest {
             keeps_packed: false,
             possession: None,
             writes_known: false,
+            charge: None,
         })
     }
 
@@ -97,6 +100,13 @@ impl Ingest {
     #[must_use]
     pub fn write_known(mut self) -> Self {
         self.writes_known = true;
+        self
+    }
+
+    /// Takes what arrives of a quota of stored bytes.
+    #[must_use]
+    pub(crate) fn charged(mut self, ledger: &Arc<Ledger>) -> Self {
+        self.charge = Some(ledger.begin_upload());
         self
     }
 
@@ -148,6 +158,9 @@ impl Ingest {
                 "{plain_bytes} bytes of chunks at once, at most {} are taken",
                 limits::INGEST_PLAIN_BYTES
             )));
+        }
+        if let Some(charge) = &self.charge {
+            charge.take(plain_bytes as u64)?;
         }
         #[expect(
             clippy::cast_possible_truncation,

@@ -54,8 +54,8 @@ use crate::{
     Damage, Error, Result,
     catalog_log::{Deletions, journals as journals_there},
     engine::{
-        Budgets, Commit, CommitParts, DirectoryLock, Engine, FreeSpace, Options, ReadCache,
-        Reliance, Workers,
+        Budgets, Commit, CommitParts, DirectoryLock, Engine, FreeSpace, Ledgers, Options,
+        ReadCache, Reliance, Workers,
     },
     failpoints,
     format::{StoreId, names},
@@ -259,6 +259,7 @@ where
         reliance,
         cache: ReadCache::new(options.chunk_cache_bytes),
         budgets: Budgets::default(),
+        ledgers: Ledgers::default(),
         stocktaking: Mutex::default(),
         disk,
         meta,

@@ -46,7 +46,9 @@ impl Store {
             unique(&record, &others)?;
             Ok((vec![Change::put(&record)], record.clone()))
         };
-        self.engine.commit.change((), create).await
+        let created = self.engine.commit.change((), create).await?;
+        self.set_stored_quotas().await?;
+        Ok(created)
     }
 
     /// All accounts, by name, and the administrator, even if it has no record.
@@ -95,7 +97,9 @@ impl Store {
             };
             Ok((changes, after))
         };
-        self.engine.commit.change((), update).await
+        let updated = self.engine.commit.change((), update).await?;
+        self.set_stored_quotas().await?;
+        Ok(updated)
     }
 
     /// Deletes an account that owns nothing, with its tokens and its access keys.
@@ -144,7 +148,9 @@ impl Store {
             changes.extend(keys.map(|key| Change::delete::<AccessKeyRecord>(&key.id)));
             Ok((changes, record))
         };
-        self.engine.commit.change((), delete).await
+        let deleted = self.engine.commit.change((), delete).await?;
+        self.set_stored_quotas().await?;
+        Ok(deleted)
     }
 
     /// Makes a token for an account.

@@ -8,6 +8,7 @@ mod nodes;
 mod remotes;
 mod snapshots;
 mod space;
+mod stored;
 mod volumes;
 
 use std::sync::Arc;
@@ -91,11 +92,15 @@ impl Store {
         let engine = Arc::new(engine);
         let volumes = Volumes::new(Arc::clone(&engine));
         let collector = Collector::new(Arc::clone(&engine)).await;
-        Self {
+        let store = Self {
             engine,
             volumes,
             collector,
+        };
+        if let Err(error) = store.set_stored_quotas().await {
+            tracing::warn!(%error, "quotas of stored bytes do not hold until an account changes");
         }
+        store
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -113,10 +118,13 @@ impl Store {
     ///
     /// [`Error::Invalid`](crate::Error::Invalid) if it cannot be a snapshot,
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that is taken,
-    /// [`Error::Quota`](crate::Error::Quota) if its owner may have no more snapshots,
+    /// [`Error::Quota`](crate::Error::Quota) if its owner may have no more snapshots, or store
+    /// nothing more,
     /// [`Error::Poisoned`](crate::Error::Poisoned) once the store has stopped writing.
     pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
-        let ingest = Ingest::begin(Arc::clone(&self.engine), new)?;
+        let ledger = self.engine.ledgers.of(new.owner);
+        ledger.check()?;
+        let ingest = Ingest::begin(Arc::clone(&self.engine), new)?.charged(&ledger);
         let new = ingest.new_snapshot();
         let (owner, name) = (new.owner, new.name.clone());
         let more = Holdings {

@@ -42,6 +42,7 @@ mod repairs;
 mod shares;
 mod space;
 mod spare_files;
+mod stored;
 mod strange_packs;
 mod sweep_damage;
 mod sweeps;

@@ -326,8 +326,7 @@ fn of_many_at_once_as_many_as_fit_are_made() {
         let error = uploaded(&store, 7, "more").await.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "account \"account7\" has a quota of 2 snapshots: 2 are in use, 0 are left, and 1 \
-             more are needed"
+            "beyond the quota of snapshots of account \"account7\": limit 2, used 2, left 0, needed 1"
         );
         // What it has above a new limit stays, and nothing more comes.
         limit(&store, 7, Quota::Volumes, Some(1)).await;

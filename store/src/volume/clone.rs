@@ -63,6 +63,7 @@ impl Volumes {
     pub(crate) async fn clone_volume(self: &Arc<Self>, new: NewClone) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
+        self.engine.ledgers.of(new.owner).check()?;
         let (source, key) = self.clone_source(&new.source).await?;
         let origin = match source {
             Source::Snapshot(snapshot) => {

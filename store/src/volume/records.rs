@@ -160,6 +160,9 @@ impl Volumes {
     pub(crate) async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
+        if new.from.is_some() {
+            self.engine.ledgers.of(new.owner).check()?;
+        }
         let id = VolumeId::random()?;
         // The snapshot is looked up where nobody can delete it before the volume's record has its
         // root.
@@ -244,8 +247,13 @@ impl Volumes {
             has_no_pending(&given)?;
             Ok((changes, given))
         };
+        // It is not opened meanwhile with the ledger of the account before.
+        let opening = self.open.opening(id).await;
         let given = self.engine.commit.change((), give).await?;
-        self.record_owner(id).await?;
+        if let Some(volume) = opening.volume() {
+            *volume.inner().ledger.write() = self.engine.ledgers.of(to);
+            volume.inner().record_owner().await?;
+        }
         Ok(given)
     }
 

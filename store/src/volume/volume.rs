@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Engine, joined},
+    engine::{Engine, Ledger, joined},
     failpoints::{Failpoint, reach},
     format::volume::VolumeRecord,
     limits::VOLUME_QUEUE_BYTES,
@@ -65,6 +65,8 @@ pub(super) struct VolumeState {
     pub(super) queue: Queue,
     /// The record as it was when the volume was opened.
     pub(super) record: VolumeRecord,
+    /// The ledger of the account that it belongs to now.
+    pub(super) ledger: RwLock<Arc<Ledger>>,
     pub(super) checkpoints: Checkpoints,
     pub(super) owner_file: AsyncMutex<OwnerFile>,
     /// Only grows.
@@ -154,6 +156,7 @@ impl Volume {
             queue_budget: Arc::new(Semaphore::new(VOLUME_QUEUE_BYTES)),
             syncs_by_itself: AtomicBool::new(false),
             report,
+            ledger: RwLock::new(engine.ledgers.of(record.owner)),
             record,
             engine,
             volumes,

@@ -110,8 +110,8 @@ struct Change {
     /// A caller who acts for it no longer; may be given more than once
     #[arg(long = "remove-identity", value_name = "IDENTITY")]
     remove_identities: Vec<String>,
-    /// A limit from now on, or `none`: of volumes, snapshots, attached-volumes, uploads or
-    /// requests-per-second; may be given more than once
+    /// A limit from now on, or `none`: of volumes, snapshots, attached-volumes, uploads,
+    /// requests-per-second or stored-bytes, as in stored-bytes=500G; may be given more than once
     #[arg(long = "quota", value_name = "QUOTA=LIMIT", value_parser = parse_limit)]
     quotas: Vec<Limit>,
     /// Whether it may share snapshots with everybody

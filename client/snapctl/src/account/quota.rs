@@ -6,13 +6,16 @@ use clap::ValueEnum;
 use serde::Serialize;
 use varve_client::{Account, AccountQuota, PublicAccessBlock, Quota};
 
+use crate::{output::size, size::parse_bytes};
+
 /// The quotas that can be set.
-const QUOTAS: [Quota; 5] = [
+const QUOTAS: [Quota; 6] = [
     Quota::Volumes,
     Quota::Snapshots,
     Quota::AttachedVolumes,
     Quota::Uploads,
     Quota::RequestsPerSecond,
+    Quota::StoredBytes,
 ];
 
 /// Whether an account may share snapshots with everybody.
@@ -46,7 +49,7 @@ impl From<Limit> for (Quota, Option<u64>) {
     }
 }
 
-/// Reads `snapshots=1000` or `snapshots=none`.
+/// Reads `snapshots=1000`, `stored-bytes=2T` or `snapshots=none`.
 pub(super) fn parse_limit(text: &str) -> Result<Limit, String> {
     let names = QUOTAS.map(|quota| quota.as_str().replace('_', "-"));
     let (name, limit) = text.split_once('=').unwrap_or((text, ""));
@@ -55,6 +58,7 @@ pub(super) fn parse_limit(text: &str) -> Result<Limit, String> {
     let quota = quota.ok_or_else(|| format!("there are quotas of {}", names.join(", ")))?;
     let limit = match limit {
         "none" => None,
+        size if *quota == Quota::StoredBytes => Some(parse_bytes(size)?),
         number => Some(
             number
                 .parse()
@@ -91,8 +95,15 @@ pub(super) fn facts(account: &Account) -> Vec<(&'static str, String)> {
         let Some(limit) = quota.limit else {
             continue;
         };
-        let name = quota.quota.as_str().replace('_', " ");
-        facts.push(match quota.used {
+        let (show, name): (fn(u64) -> String, _) = match quota.quota {
+            Quota::StoredBytes => (size, "stored".to_owned()),
+            other => (
+                |number| number.to_string(),
+                other.as_str().replace('_', " "),
+            ),
+        };
+        let limit = show(limit);
+        facts.push(match quota.used.map(show) {
             Some(used) => ("Quota", format!("{used} of {limit} {name}")),
             None => ("Quota", format!("{limit} {name}")),
         });

@@ -31,6 +31,7 @@ const QUOTAS: [(v1::Quota, Quota); Quota::ALL.len()] = [
     (v1::Quota::AttachedVolumes, Quota::AttachedVolumes),
     (v1::Quota::Uploads, Quota::Uploads),
     (v1::Quota::RequestsPerSecond, Quota::RequestsPerSecond),
+    (v1::Quota::StoredBytes, Quota::StoredBytes),
 ];
 
 pub(in crate::grpc) fn account(record: AccountRecord) -> v1::Account {

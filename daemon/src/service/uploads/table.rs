@@ -378,10 +378,7 @@ mod tests {
             uploads.open("web", &web).unwrap_err(),
         ] {
             let text = refused.to_string();
-            assert!(
-                text.contains("quota of 2 uploads: 2 are in use, 0 are left"),
-                "{text}"
-            );
+            assert!(text.contains("limit 2, used 2, left 0, needed 1"), "{text}");
         }
         let db = account(2, None);
         let first = uploads.open("db", &db).unwrap();

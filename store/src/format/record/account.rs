@@ -106,21 +106,24 @@ pub enum Quota {
     Uploads = 4,
     /// Requests of it in a second.
     RequestsPerSecond = 5,
+    /// Plain bytes of the chunks that its snapshots and volumes have, each chunk counted once.
+    StoredBytes = 6,
 }
 
 impl Quota {
     /// Each of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Volumes,
         Self::Snapshots,
         Self::AttachedVolumes,
         Self::Uploads,
         Self::RequestsPerSecond,
+        Self::StoredBytes,
     ];
 
     fn from_byte(byte: u8) -> Result<Self, FormatError> {
         let found = Self::ALL.into_iter().find(|it| *it as u8 == byte);
-        found.ok_or_else(|| FormatError::unknown("quota of an account", "1 to 5", byte))
+        found.ok_or_else(|| FormatError::unknown("quota of an account", "1 to 6", byte))
     }
 }
 
@@ -132,6 +135,7 @@ impl fmt::Display for Quota {
             Self::AttachedVolumes => "attached volumes",
             Self::Uploads => "uploads",
             Self::RequestsPerSecond => "requests per second",
+            Self::StoredBytes => "stored bytes",
         })
     }
 }

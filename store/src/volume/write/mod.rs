@@ -26,11 +26,13 @@ impl Volume {
     /// # Errors
     ///
     /// [`Error::Invalid`] past the end of the volume. [`Error::Full`] and [`Error::JournalFull`]
-    /// when there is no room; any of the blocks may then be as they were. [`Error::Poisoned`] once
-    /// a write or a sync of the store has failed.
+    /// when there is no room; any of the blocks may then be as they were. [`Error::Quota`] when the
+    /// owner has stored as many bytes as it may. [`Error::Poisoned`] once a write or a sync of the
+    /// store has failed.
     pub async fn write(&self, offset_bytes: u64, data: Bytes) -> Result<()> {
         let inner = &self.inner();
         inner.check_range(offset_bytes, data.len() as u64)?;
+        inner.ledger.read().write(data.len() as u64)?;
         let whole = offset_bytes.is_multiple_of(BLOCK) && data.len().is_multiple_of(BLOCK_BYTES);
         if whole {
             let lock = inner.shared_lock().await;

@@ -1,0 +1,205 @@
+//! How many plain bytes the content of an account has, each chunk counted once.
+//!
+//! A walk reads the leaves of all its trees. What it takes depends on the account, and not on the
+//! store: unlike a survey it does not look at the whole index, so that it can run often.
+//!
+//! The count is exact for some 900,000 chunks. Beyond that it goes by a sample, which has twice
+//! that many chunks to choose from each time that it is full: those whose hashes lie in half of the
+//! range before. This is adaptive sampling (M. Wegman; P. Flajolet, "On adaptive sampling",
+//! Computing 43, 1990). Its standard error is below 0.2 %, whatever the account has. The hashes
+//! have a key of the count, so nobody can choose content that a sample does not see.
+
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use varve_content::{block::BLOCK_BYTES, tree::Leaf};
+
+use super::{
+    pace::Pace,
+    ranks::Ranks,
+    roots::{self, RootOwner},
+    walk::{Reached, Visitor, walk},
+};
+use crate::{
+    Result,
+    engine::Engine,
+    format::{AccountId, Location},
+    limits,
+    meta::Meta,
+};
+
+/// Low bits of an entry of the sample: the blocks of the chunk. The others are of its hash.
+const BLOCK_BITS: u32 = 7;
+
+/// The roots of the content of one account.
+#[derive(Debug)]
+pub(crate) struct OwnRoots {
+    roots: Vec<RootOwner>,
+    /// The hash of all of them, by [`Ledgers::keys`](crate::engine::Ledgers::keys).
+    pub(crate) hash: u64,
+}
+
+/// The roots of the content of each of these accounts, in their order.
+///
+/// # Errors
+///
+/// Errors of reading the catalog.
+pub(crate) async fn roots_of(
+    engine: &Arc<Engine>,
+    accounts: &[AccountId],
+) -> Result<Vec<OwnRoots>> {
+    let mut of = vec![Vec::new(); accounts.len()];
+    for root in roots::of_records(engine).await? {
+        let account = root.owner.account();
+        let at = accounts.iter().position(|it| Some(*it) == account);
+        if let Some(own) = at.and_then(|at| of.get_mut(at)) {
+            own.push(root);
+        }
+    }
+    let of = of.into_iter().map(|mut roots: Vec<RootOwner>| {
+        let id = |it: &RootOwner| *it.root.as_bytes();
+        roots.sort_unstable_by_key(id);
+        roots.dedup_by_key(|it| id(it));
+        let ids: Vec<_> = roots.iter().map(id).collect();
+        let hash = engine.ledgers.keys.hash_one(ids);
+        OwnRoots { roots, hash }
+    });
+    Ok(of.collect())
+}
+
+/// Counts the plain bytes of the chunks that these roots reach.
+///
+/// # Errors
+///
+/// [`Error::Damaged`](crate::Error::Damaged) for a tree node that is damaged, or missing: a root
+/// may be gone by now, and its content. Errors of reading.
+pub(crate) async fn stored_bytes(
+    engine: &Arc<Engine>,
+    pace: &Pace,
+    own: &OwnRoots,
+    sample: usize,
+) -> Result<u64> {
+    let counter = Arc::new(Counter {
+        keys: RandomState::new(),
+        nodes: Mutex::new(HashSet::new()),
+        chunks: Mutex::new(Sample::new(sample)),
+    });
+    let ranks = Arc::new(Ranks::default());
+    Box::pin(walk(engine, &ranks, pace, &own.roots, &counter)).await?;
+    let bytes = counter.chunks.lock().bytes();
+    Ok(bytes)
+}
+
+/// Counts the chunks of the leaves that it is shown. It has no ranks, so every node is a late one.
+struct Counter {
+    keys: RandomState,
+    /// Hashes of the nodes that were visited. When there are too many, some are visited again.
+    nodes: Mutex<HashSet<u64>>,
+    chunks: Mutex<Sample>,
+}
+
+impl Visitor for Counter {
+    fn node(&self, node: Reached<'_>) -> bool {
+        let Reached::Late(name) = node else {
+            return true;
+        };
+        let hash = self.keys.hash_one((name.kind(), name.as_bytes()));
+        let mut nodes = self.nodes.lock();
+        match nodes.len() < limits::STORED_COUNT_NODES {
+            true => nodes.insert(hash),
+            false => !nodes.contains(&hash),
+        }
+    }
+
+    fn chunk(&self, _slot: usize) {}
+
+    fn leaf(&self, _: &dyn Meta, _: &Ranks, _: &Location, leaf: &Leaf) -> Result<()> {
+        let mut chunks = self.chunks.lock();
+        for entry in leaf.entries() {
+            let hash = self.keys.hash_one(entry.chunk.as_bytes());
+            chunks.add(hash, entry.blocks);
+        }
+        Ok(())
+    }
+}
+
+/// Distinct chunks whose hashes begin with so many zeros, each with its blocks.
+#[derive(Debug)]
+struct Sample {
+    entries: HashSet<u64>,
+    most: usize,
+    zeros: u32,
+}
+
+impl Sample {
+    fn new(most: usize) -> Self {
+        Self {
+            entries: HashSet::new(),
+            most,
+            zeros: 0,
+        }
+    }
+
+    fn is_in(entry: u64, zeros: u32) -> bool {
+        entry.leading_zeros() >= zeros
+    }
+
+    /// Adds a chunk, which has 1 to 127 blocks.
+    fn add(&mut self, hash: u64, blocks: u32) {
+        let entry = (hash & (u64::MAX << BLOCK_BITS)) | u64::from(blocks);
+        if !Self::is_in(entry, self.zeros) {
+            return;
+        }
+        self.entries.insert(entry);
+        while self.entries.len() > self.most {
+            self.zeros += 1;
+            let zeros = self.zeros;
+            self.entries.retain(|entry| Self::is_in(*entry, zeros));
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        let blocks = self.entries.iter();
+        let blocks = blocks.map(|entry| entry & !(u64::MAX << BLOCK_BITS));
+        let blocks = u128::from(blocks.sum::<u64>()) << self.zeros;
+        u64::try_from(blocks * BLOCK_BYTES as u128).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{Random, seed};
+
+    #[test]
+    fn few_chunks_are_counted_exactly_and_many_nearly() {
+        let seed = seed();
+        let mut random = Random::new(seed);
+        for (count, most) in [(1000, 1000), (100_000, 20_000)] {
+            let chunks: Vec<_> = (0..count)
+                .map(|_| (random.next(), 1 + random.below(64) as u32))
+                .collect();
+            let mut sample = Sample::new(most);
+            for (hash, blocks) in chunks.iter().chain(&chunks) {
+                sample.add(*hash, *blocks);
+                assert!(sample.entries.len() <= most);
+            }
+            let blocks: u64 = chunks.iter().map(|(_, blocks)| u64::from(*blocks)).sum();
+            let (bytes, counted) = (blocks * BLOCK_BYTES as u64, sample.bytes());
+            if count <= most {
+                assert_eq!(counted, bytes);
+            } else {
+                // Five times the standard error of 10,000 chunks of 1 to 64 blocks.
+                let off = counted.abs_diff(bytes);
+                assert!(
+                    off * 1000 < bytes * 58,
+                    "{counted} for {bytes}, seed {seed}"
+                );
+            }
+        }
+    }
+}

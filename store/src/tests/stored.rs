@@ -1,0 +1,324 @@
+//! Quotas of stored bytes: counts against a plain model, and what they refuse.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Random, block_on, cut, new_snapshot, random_image,
+    repairs::closed,
+    seed, send,
+    volume_data::{self, BLOCK, Change, options},
+};
+use crate::{
+    AccountId, AccountRecord, CloneSource, Error, GcSettings, NewClone, NewSnapshot, NewSnapshots,
+    NewVolume, Quota, Result, Store, Volume,
+    gc::{pace::Pace, stored},
+    meta::{SnapshotKey, VolumeKey},
+};
+
+const MIB: u64 = 1 << 20;
+
+fn id(number: u64) -> AccountId {
+    AccountId::from_number(number).unwrap()
+}
+
+async fn create_account(store: &Store, number: u64) {
+    let account = AccountRecord {
+        id: id(number),
+        name: format!("account{number}"),
+        ..AccountRecord::administrator()
+    };
+    store.create_account(account).await.unwrap();
+}
+
+async fn limit(store: &Store, number: u64, bytes: Option<u64>) {
+    let change = move |record: &mut AccountRecord| {
+        match bytes {
+            Some(bytes) => record.quotas.insert(Quota::StoredBytes, bytes),
+            None => record.quotas.remove(&Quota::StoredBytes),
+        };
+        Ok(())
+    };
+    store.update_account(id(number), change).await.unwrap();
+}
+
+/// Counts all accounts with a quota now.
+async fn count(store: &Store) {
+    store.engine().ledgers.make_due();
+    store.count_stored_bytes(&Pace::new(None)).await;
+}
+
+async fn uploaded(store: &Store, owner: u64, name: &str, image: &[u8]) -> Result<()> {
+    let cut = cut(image);
+    let new = NewSnapshot {
+        owner: id(owner),
+        ..new_snapshot(name, image.len())
+    };
+    let ingest = store.begin_ingest(new).await?;
+    send(&ingest, &cut).await?;
+    ingest.commit(cut.root).await.map(drop)
+}
+
+fn snapshot_key(owner: u64, name: &str) -> SnapshotKey {
+    SnapshotKey::Name {
+        owner: id(owner),
+        name: name.to_owned(),
+    }
+}
+
+fn volume_key(owner: u64, name: &str) -> VolumeKey {
+    VolumeKey::Name {
+        owner: id(owner),
+        name: name.to_owned(),
+    }
+}
+
+/// What accounts have: contents by owner and name.
+type Contents = BTreeMap<(u64, String), Vec<u8>>;
+
+#[derive(Default)]
+struct Model {
+    snapshots: Contents,
+    volumes: Contents,
+    /// Each volume, kept open so that a count takes its journal in.
+    open: BTreeMap<(u64, String), Volume>,
+}
+
+fn some(of: &Contents, random: &mut Random) -> Option<(u64, String)> {
+    let at = random.below(of.len().max(1));
+    of.keys().nth(at).cloned()
+}
+
+impl Model {
+    fn stored_bytes(&self, owner: u64) -> u64 {
+        let all = self.snapshots.iter().chain(&self.volumes);
+        let own = all.filter(|((of, _), _)| *of == owner);
+        let chunks: BTreeMap<_, _> = own.flat_map(|(_, image)| cut(image).chunks).collect();
+        chunks.values().map(|chunk| chunk.len() as u64).sum()
+    }
+
+    async fn step(&mut self, store: &Store, random: &mut Random, number: usize) {
+        let (owner, name) = (7 + random.next() % 2, format!("n{number}"));
+        let key = (owner, name.clone());
+        let snapshot = some(&self.snapshots, random);
+        let volume = some(&self.volumes, random);
+        match (random.below(8), snapshot, volume) {
+            (0, Some((of, name)), _) => {
+                let key = snapshot_key(of, &name);
+                store.delete_snapshot(&key).await.unwrap();
+                self.snapshots.remove(&(of, name));
+            }
+            (1, _, Some((of, name))) => {
+                store.delete_volume(&volume_key(of, &name)).await.unwrap();
+                self.volumes.remove(&(of, name.clone()));
+                self.open.remove(&(of, name));
+            }
+            // Also of the snapshots of others.
+            (2 | 3, Some(of), _) => {
+                let new = NewClone {
+                    source: CloneSource::Snapshot(snapshot_key(of.0, &of.1)),
+                    owner: id(owner),
+                    name: name.clone(),
+                    size_bytes: None,
+                    tags: BTreeMap::new(),
+                };
+                store.clone_volume(new).await.unwrap();
+                self.volumes
+                    .insert(key.clone(), self.snapshots[&of].clone());
+                let volume = store.open_volume(&volume_key(owner, &name)).await;
+                self.open.insert(key, volume.unwrap());
+            }
+            (4 | 5, _, Some(of)) => {
+                let image = self.volumes.get_mut(&of).unwrap();
+                for _ in 0..8 {
+                    let change = Change::random(random, image.len(), 50 * BLOCK);
+                    change.make(&self.open[&of]).await.unwrap();
+                    change.apply(image);
+                }
+            }
+            (6, _, Some(of)) => {
+                let new = NewSnapshots {
+                    owner: id(of.0),
+                    volumes: vec![volume_key(of.0, &of.1)],
+                    name: name.clone(),
+                    tags: BTreeMap::new(),
+                };
+                let made = store.snapshot_volumes(new).await.unwrap();
+                store.completed_snapshot(made[0].id).await.unwrap();
+                let image = self.volumes[&of].clone();
+                self.snapshots.insert((of.0, name), image);
+            }
+            _ => {
+                let blocks = 1 + random.below(300);
+                let image = random_image(random, blocks);
+                uploaded(store, owner, &name, &image).await.unwrap();
+                self.snapshots.insert(key, image);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_counted_is_what_the_contents_of_an_account_have() {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        for owner in [7, 8] {
+            create_account(&store, owner).await;
+            limit(&store, owner, Some(u64::MAX)).await;
+        }
+        let mut model = Model::default();
+        for number in 0..120 {
+            model.step(&store, &mut random, number).await;
+            if number % 10 == 9 {
+                // As if it could be full: then the journals are taken in.
+                for owner in [7, 8] {
+                    limit(&store, owner, Some(0)).await;
+                }
+                count(&store).await;
+                for owner in [7, 8] {
+                    limit(&store, owner, Some(u64::MAX)).await;
+                    let counted = store.stored_bytes(id(owner));
+                    assert_eq!(counted, Some(model.stored_bytes(owner)), "step {number}");
+                }
+                store.gc_run(GcSettings::default()).await.unwrap();
+            }
+        }
+        drop(model);
+        closed(store).await;
+    });
+}
+
+#[test]
+fn a_sample_of_an_account_is_near_to_what_it_has() {
+    let mut random = Random::new(seed());
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        create_account(&store, 7).await;
+        let mut image = vec![0; 64 << 20];
+        image
+            .chunks_mut(8)
+            .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+        uploaded(&store, 7, "large", &image).await.unwrap();
+        let own = stored::roots_of(store.engine(), &[id(7), id(8)]).await;
+        let own = own.unwrap();
+        let pace = Pace::new(None);
+        let mut counted = Vec::new();
+        for (own, most) in [(&own[0], 1 << 20), (&own[0], 1000), (&own[1], 1000)] {
+            let bytes = stored::stored_bytes(store.engine(), &pace, own, most).await;
+            counted.push(bytes.unwrap());
+        }
+        assert_eq!(counted[0], 64 << 20);
+        assert_eq!(counted[2], 0);
+        // Five times the standard error of 500 chunks.
+        let off = counted[1].abs_diff(counted[0]);
+        assert!(off < counted[0] / 4, "{counted:?}");
+        closed(store).await;
+    });
+}
+
+fn exceeds<T: std::fmt::Debug>(outcome: Result<T>, of: u64, used: u64) {
+    let refused = outcome.unwrap_err();
+    let is_right = matches!(
+        refused,
+        Error::Quota { quota: Quota::StoredBytes, limit, used: found, .. }
+            if (limit, found) == (of, used)
+    );
+    assert!(is_right, "{refused}");
+}
+
+#[test]
+fn what_is_too_much_is_refused_until_something_is_gone() {
+    let mut random = Random::new(seed());
+    let dir = tempfile::tempdir().unwrap();
+    let mut noise = |blocks: usize| {
+        let mut image = vec![0; blocks * BLOCK];
+        image
+            .chunks_mut(8)
+            .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+        image
+    };
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        for number in [7, 8] {
+            create_account(&store, number).await;
+        }
+        limit(&store, 7, Some(4 * MIB)).await;
+        let first = noise(512);
+        uploaded(&store, 7, "first", &first).await.unwrap();
+        count(&store).await;
+        assert_eq!(store.stored_bytes(id(7)), Some(2 * MIB));
+        // An upload that does not fit ends where it does not, and leaves nothing.
+        let large = uploaded(&store, 7, "large", &noise(1024)).await;
+        assert!(matches!(large, Err(Error::Quota { .. })), "{large:?}");
+        let others = uploaded(&store, 8, "large", &noise(1024)).await;
+        others.unwrap();
+        count(&store).await;
+        assert_eq!(store.stored_bytes(id(7)), Some(2 * MIB));
+
+        // A guest writes to the same place as often as it likes.
+        let new = NewVolume {
+            owner: id(7),
+            ..volume_data::new_volume("v", 8 << 20)
+        };
+        store.create_volume(new).await.unwrap();
+        let volume = store.open_volume(&volume_key(7, "v")).await.unwrap();
+        for _ in 0..6 {
+            volume.write(0, noise(256).into()).await.unwrap();
+            count(&store).await;
+        }
+        assert_eq!(store.stored_bytes(id(7)), Some(3 * MIB));
+        volume.write(2 * MIB, noise(512).into()).await.unwrap();
+        count(&store).await;
+        exceeds(volume.write(0, noise(1).into()).await, 4 * MIB, 5 * MIB);
+        exceeds(
+            uploaded(&store, 7, "more", &noise(1)).await,
+            4 * MIB,
+            5 * MIB,
+        );
+        let clone = NewClone {
+            source: CloneSource::Snapshot(snapshot_key(8, "large")),
+            owner: id(7),
+            name: "clone".to_owned(),
+            size_bytes: None,
+            tags: BTreeMap::new(),
+        };
+        exceeds(store.clone_volume(clone.clone()).await, 4 * MIB, 5 * MIB);
+        let from = NewVolume {
+            owner: id(7),
+            from: Some(snapshot_key(8, "large")),
+            ..volume_data::new_volume("from", 8 << 20)
+        };
+        exceeds(store.create_volume(from).await, 4 * MIB, 5 * MIB);
+
+        // Nothing is lost, and what makes room is never refused.
+        assert_eq!(volume_data::read(&volume, 4 << 20, BLOCK).await, [0; BLOCK]);
+        volume.trim(2 * MIB, 2 * MIB).await.unwrap();
+        count(&store).await;
+        volume.write(0, noise(1).into()).await.unwrap();
+        // Half a gigabyte of others' content counts in full.
+        store.clone_volume(clone).await.unwrap();
+        count(&store).await;
+        exceeds(volume.write(0, noise(1).into()).await, 4 * MIB, 7 * MIB);
+
+        // A new limit holds at once, and that of another owner after a gift.
+        limit(&store, 7, None).await;
+        volume.write(0, noise(1).into()).await.unwrap();
+        limit(&store, 7, Some(MIB)).await;
+        exceeds(volume.write(0, noise(1).into()).await, MIB, 7 * MIB);
+        store.give_volume(&volume_key(7, "v"), id(0)).await.unwrap();
+        volume.write(0, noise(1).into()).await.unwrap();
+        drop(volume);
+        closed(store).await;
+
+        // The quotas are those of the catalog after a restart.
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        assert_eq!(store.stored_bytes(id(7)), None);
+        count(&store).await;
+        assert_eq!(store.stored_bytes(id(7)), Some(6 * MIB));
+        exceeds(uploaded(&store, 7, "more", &noise(1)).await, MIB, 6 * MIB);
+        closed(store).await;
+    });
+}
