@@ -145,13 +145,22 @@ pub const GC_ESTIMATE_TIME: Duration = Duration::from_secs(5);
 pub const STORED_COUNT_BYTES: u64 = 28 << 20;
 /// Chunks that a count tells apart; of more it takes a sample. They take 9 bytes each in a table of
 /// a power of two, of which seven eighths are used.
-pub const STORED_COUNT_CHUNKS: usize = (1 << 20) / 8 * 7;
-/// Nodes that a count remembers, in such a table. Those of more are visited again.
-pub const STORED_COUNT_NODES: usize = (1 << 21) / 8 * 7;
+pub const STORED_COUNT_CHUNKS: usize = (1 << 19) / 8 * 7;
+/// Leaves that a count remembers, in such a table. Those of more are read again below each inner
+/// node that names them.
+pub const STORED_COUNT_LEAVES: usize = (1 << 19) / 8 * 7;
+/// Inner nodes and roots that a count remembers, in such a table.
+pub const STORED_COUNT_INNERS: usize = (1 << 18) / 8 * 7;
+/// Counts at one time: one of a large account, and one of the others.
+pub const STORED_COUNTS: u64 = 2;
+/// Time after which an account counts as a large one.
+pub const STORED_COUNT_LARGE: Duration = Duration::from_secs(10);
 /// How long after the end of a count the next one of the same account may begin, and how many times
 /// as long as the last one took: when the account may have reached its quota, when it has uploaded
 /// something, and otherwise.
 pub const STORED_COUNT_URGENT: (Duration, u32) = (Duration::from_secs(1), 4);
+/// See [`STORED_COUNT_URGENT`]: when the account has used up its quota.
+pub const STORED_COUNT_USED_UP: (Duration, u32) = (Duration::from_secs(5), 10);
 /// See [`STORED_COUNT_URGENT`].
 pub const STORED_COUNT_UPLOADED: (Duration, u32) = (Duration::from_secs(5), 20);
 /// See [`STORED_COUNT_URGENT`].
@@ -368,8 +377,12 @@ const _: () = assert!(
 const _: () = assert!(GC_BYTES_MAX < CHUNK_CACHE_BYTES && GC_BYTES_FIXED < GC_BYTES_MAX);
 // The cache lends no more than three quarters of itself.
 const _: () = assert!(GC_BYTES_MAX + STORED_COUNT_BYTES <= CHUNK_CACHE_BYTES / 4 * 3);
-const _: () =
-    assert!(9 * 8 / 7 * (STORED_COUNT_CHUNKS + STORED_COUNT_NODES) as u64 <= STORED_COUNT_BYTES);
+const _: () = {
+    // The tables, and what the walk itself needs.
+    let entries = STORED_COUNT_CHUNKS + STORED_COUNT_LEAVES + STORED_COUNT_INNERS;
+    let tables = (entries * 9 / 7 * 8) as u64;
+    assert!(STORED_COUNTS * (tables + (2 << 20)) <= STORED_COUNT_BYTES);
+};
 const _: () = assert!(24 * GC_SHARD_NAMES as u64 <= GC_BYTES_FIXED);
 const _: () = assert!(
     VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64) + PROVED_LEAVES as u64

@@ -37,6 +37,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Ledgers {
     all: Mutex<HashMap<AccountId, Arc<Ledger>>>,
+    /// Held while quotas are read and set, so that the last ones stay.
+    setting: Mutex<()>,
     /// Told when quotas are set.
     set: Notify,
     /// For hashes of roots.
@@ -65,6 +67,8 @@ struct State {
     counted: Option<Count>,
     /// When the last try to count ended, and the time that it took.
     last_try: Option<(Instant, Duration)>,
+    /// A count takes long.
+    is_large: bool,
 }
 
 #[derive(Debug)]
@@ -99,15 +103,15 @@ impl Ledgers {
         Arc::clone(all.entry(account).or_insert_with(|| Ledger::new(account)))
     }
 
-    /// Sets the quotas that the records of all accounts have, which `read` reads: one after the
-    /// other, so that the last ones stay.
+    /// Sets the quotas that the records of all accounts have, which `read` reads.
     ///
     /// # Errors
     ///
     /// Those of `read`.
     pub(crate) fn set(&self, read: impl FnOnce() -> Result<Vec<AccountRecord>>) -> Result<()> {
-        let mut all = self.all.lock();
+        let _setting = self.setting.lock();
         let accounts = read()?;
+        let mut all = self.all.lock();
         let quotas = accounts.iter().filter_map(|account| {
             let bytes = *account.quotas.get(&Quota::StoredBytes)?;
             let name = account.name.clone();
@@ -124,13 +128,18 @@ impl Ledgers {
         Ok(())
     }
 
-    /// Those with a quota for which a count is due, the urgent ones first.
-    pub(crate) fn due(&self) -> Vec<(Due, Arc<Ledger>)> {
+    /// The one of the accounts with much content, or of the others, whose count is due most: an
+    /// urgent one, and of these the one that has waited longest.
+    pub(crate) fn due(&self, are_large: bool) -> Option<(Due, Arc<Ledger>)> {
         let all = self.all.lock();
-        let due = all.values().filter_map(|it| Some((it.due()?, it)));
-        let mut due: Vec<_> = due.map(|(due, it)| (due, Arc::clone(it))).collect();
-        due.sort_by_key(|(due, _)| *due != Due::Urgent);
-        due
+        let due = all.values().filter_map(|ledger| {
+            let state = ledger.state.lock();
+            let due = ledger.due(&state).filter(|_| state.is_large == are_large)?;
+            let ended_at = state.last_try.map(|(ended_at, _)| ended_at);
+            Some(((due != Due::Urgent, ended_at), due, ledger))
+        });
+        let (_, due, ledger) = due.min_by_key(|(order, ..)| *order)?;
+        Some((due, Arc::clone(ledger)))
     }
 
     /// Makes a count of every account due.
@@ -167,6 +176,10 @@ impl Ledger {
 
     fn limit(&self, quota: Option<Limit>) {
         let mut state = self.state.lock();
+        // Without a quota nobody counts: the figure would be old when there is one again.
+        if quota.is_none() {
+            *state = State::default();
+        }
         state.quota = quota;
         self.compare(&state);
     }
@@ -212,6 +225,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Notes bytes that a checkpoint has stored. What it stores may be much more than what was
+    /// written: a change of one block makes another chunk around it.
+    pub(crate) fn note(&self, bytes: u64) {
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn used_up(&self, more: u64) -> Error {
         let state = self.state.lock();
         let uploading = self.uploading_bytes.load(Ordering::Relaxed);
@@ -225,8 +244,7 @@ impl Ledger {
         }
     }
 
-    fn due(&self) -> Option<Due> {
-        let state = self.state.lock();
+    fn due(&self, state: &State) -> Option<Due> {
         let limit = state.quota.as_ref()?;
         let uploaded = self.uploaded_bytes.load(Ordering::Relaxed);
         let most = [&self.written_bytes, &self.uploading_bytes]
@@ -235,10 +253,12 @@ impl Ledger {
             .chain([uploaded, state.counted_bytes()])
             .fold(0, u64::saturating_add);
         let is_urgent = state.counted.is_none() || most >= limit.bytes;
-        let (due, (pause, times)) = match (is_urgent, uploaded) {
-            (true, _) => (Due::Urgent, limits::STORED_COUNT_URGENT),
-            (false, 0) => (Due::Later, limits::STORED_COUNT_IDLE),
-            (false, _) => (Due::Later, limits::STORED_COUNT_UPLOADED),
+        let is_used_up = state.counted.is_some() && self.is_used_up.load(Ordering::Relaxed);
+        let (due, (pause, times)) = match (is_urgent, is_used_up, uploaded) {
+            (true, false, _) => (Due::Urgent, limits::STORED_COUNT_URGENT),
+            (true, true, _) => (Due::Urgent, limits::STORED_COUNT_USED_UP),
+            (false, _, 0) => (Due::Later, limits::STORED_COUNT_IDLE),
+            (false, ..) => (Due::Later, limits::STORED_COUNT_UPLOADED),
         };
         let is_due = state
             .last_try
@@ -276,7 +296,7 @@ impl State {
     }
 }
 
-/// A count under way. What was written before it began is in the content that it counts.
+/// A count under way. What was uploaded before it began is in the content that it counts.
 #[derive(Debug)]
 pub(crate) struct Counting {
     ledger: Arc<Ledger>,
@@ -286,6 +306,11 @@ pub(crate) struct Counting {
 }
 
 impl Counting {
+    /// Says that this account is counted beside those that take less time, and ends the count.
+    pub(crate) fn takes_long(self) {
+        self.ledger.state.lock().is_large = true;
+    }
+
     /// Notes the outcome. What guests had written before is part of it if `has_journals`.
     pub(crate) fn end(self, count: Count, has_journals: bool) {
         let ledger = &self.ledger;
@@ -298,13 +323,16 @@ impl Counting {
             written.fetch_sub(self.written_bytes, Ordering::Relaxed);
         }
         ledger.compare(&state);
+        let is_fast = self.began_at.elapsed() < limits::STORED_COUNT_LARGE / 2;
+        state.is_large &= !is_fast;
     }
 }
 
 impl Drop for Counting {
     fn drop(&mut self) {
         let took = self.began_at.elapsed();
-        self.ledger.state.lock().last_try = Some((Instant::now(), took));
+        let mut state = self.ledger.state.lock();
+        state.last_try = Some((Instant::now(), took));
     }
 }
 
@@ -433,12 +461,27 @@ mod tests {
         // What is still in journals stays.
         ledger.begin_count().end(Count { bytes: 20, of }, false);
         assert_eq!(ledger.written_bytes.load(Ordering::Relaxed), 70);
-        assert!(ledgers.due().is_empty(), "it has just been counted");
-        ledger.state.lock().last_try = None;
-        assert_eq!(ledger.due(), Some(Due::Later));
+        assert!(ledgers.due(false).is_none(), "it has just been counted");
+        ledgers.make_due();
+        let due = || ledgers.due(false).map(|(due, _)| due);
+        assert_eq!(due(), Some(Due::Later));
         ledger.write(10).unwrap();
-        assert_eq!(ledger.due(), Some(Due::Urgent), "it may be full");
+        assert_eq!(due(), Some(Due::Urgent), "it may be full");
+        ledger.begin_count().takes_long();
+        ledgers.make_due();
+        assert_eq!(due(), None);
+        assert!(ledgers.due(true).is_some());
         ledgers.set(|| Ok(Vec::new())).unwrap();
-        assert_eq!(ledger.due(), None);
+        assert!(ledgers.due(true).is_none());
+    }
+
+    #[test]
+    fn without_a_quota_no_figure_is_kept() {
+        let (ledgers, ledger) = ledger(100);
+        count(&ledger, 100);
+        ledgers.set(|| Ok(Vec::new())).unwrap();
+        assert_eq!(ledger.stored_bytes(), None);
+        ledgers.set(|| Ok(vec![limited(Some(50))])).unwrap();
+        ledger.write(1).unwrap();
     }
 }

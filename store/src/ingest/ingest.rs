@@ -230,6 +230,12 @@ impl Ingest {
     /// Takes leaves in: segment number and content, each segment once over the whole upload, no
     /// segment twice in a call.
     pub async fn put_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<()> {
+        if let Some(charge) = &self.charge {
+            // As a count does: in whole blocks.
+            let bytes = leaves.iter().map(|(_, leaf)| leaf.encode().len());
+            let bytes = bytes.map(|bytes| bytes.next_multiple_of(BLOCK_BYTES) as u64);
+            charge.take(bytes.sum())?;
+        }
         let room = self.reserve(leaves.len())?;
         let data_blocks = leaves.iter().map(|(_, leaf)| u64::from(leaf.data_blocks()));
         let data_blocks: u64 = data_blocks.sum();

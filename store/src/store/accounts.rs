@@ -47,7 +47,7 @@ impl Store {
             Ok((vec![Change::put(&record)], record.clone()))
         };
         let created = self.engine.commit.change((), create).await?;
-        self.set_stored_quotas().await?;
+        self.set_stored_quotas().await;
         Ok(created)
     }
 
@@ -98,7 +98,7 @@ impl Store {
             Ok((changes, after))
         };
         let updated = self.engine.commit.change((), update).await?;
-        self.set_stored_quotas().await?;
+        self.set_stored_quotas().await;
         Ok(updated)
     }
 
@@ -149,7 +149,7 @@ impl Store {
             Ok((changes, record))
         };
         let deleted = self.engine.commit.change((), delete).await?;
-        self.set_stored_quotas().await?;
+        self.set_stored_quotas().await;
         Ok(deleted)
     }
 

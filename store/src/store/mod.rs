@@ -97,9 +97,7 @@ impl Store {
             volumes,
             collector,
         };
-        if let Err(error) = store.set_stored_quotas().await {
-            tracing::warn!(%error, "quotas of stored bytes do not hold until an account changes");
-        }
+        store.set_stored_quotas().await;
         store
     }
 

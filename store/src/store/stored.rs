@@ -1,13 +1,13 @@
 //! Counts of what accounts with a quota of stored bytes have.
 
-use std::{num::NonZeroU64, sync::Arc};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Store;
 use crate::{
     Result,
-    engine::{Count, Due, Priority},
+    engine::{Count, Due, Ledger, Priority},
     format::AccountId,
     gc::{
         pace::Pace,
@@ -19,15 +19,28 @@ use crate::{
 
 impl Store {
     /// Counts what accounts with a quota of stored bytes have, again and again: soon when one of
-    /// them may have reached its quota, seldom otherwise, and never for more than half of the time.
-    /// Does not end by itself.
+    /// them may have reached its quota, seldom otherwise. An account with much content is counted
+    /// beside the others, so that it does not keep them waiting. Does not end by itself.
     pub async fn keep_counting_stored_bytes(&self, bytes_per_second: Option<NonZeroU64>) {
         let pace = Pace::new(bytes_per_second);
+        tokio::join!(
+            self.keep_counting(&pace, false),
+            self.keep_counting(&pace, true)
+        );
+    }
+
+    /// Counts those of the accounts with much content, or of the others, for half of the time at
+    /// most.
+    async fn keep_counting(&self, pace: &Pace, are_large: bool) {
         loop {
             self.engine.ledgers.wanted().await;
             let begun = Instant::now();
-            Box::pin(self.count_stored_bytes(&pace)).await;
-            sleep(begun.elapsed().max(limits::STORED_COUNT_LOOK)).await;
+            let has_counted = Box::pin(self.count_stored_bytes(pace, are_large)).await;
+            let least = match has_counted {
+                true => Duration::ZERO,
+                false => limits::STORED_COUNT_LOOK,
+            };
+            sleep(begun.elapsed().max(least)).await;
         }
     }
 
@@ -39,61 +52,71 @@ impl Store {
         self.engine.ledgers.of(account).stored_bytes()
     }
 
-    /// Counts what is due. A count that fails is tried again when it is due the next time.
-    pub(crate) async fn count_stored_bytes(&self, pace: &Pace) {
-        let due = self.engine.ledgers.due();
-        if due.is_empty() {
-            return;
-        }
-        let mut counts = Vec::with_capacity(due.len());
-        for (due, ledger) in due {
-            let counting = ledger.begin_count();
-            let has_journals = match due {
-                // Its guests' writes may be over others.
-                Due::Urgent => self.volumes.take_in(ledger.account).await,
-                Due::Later => false,
-            };
-            counts.push((ledger, counting, has_journals));
-        }
-        let accounts: Vec<_> = counts.iter().map(|(ledger, ..)| ledger.account).collect();
-        let roots = match roots_of(&self.engine, &accounts).await {
-            Ok(roots) => roots,
-            Err(error) => {
-                tracing::warn!(%error, "what accounts store was not counted");
-                return;
-            }
+    /// Makes the count that is due most. Returns false if none is due.
+    pub(crate) async fn count_stored_bytes(&self, pace: &Pace, are_large: bool) -> bool {
+        let Some((due, ledger)) = self.engine.ledgers.due(are_large) else {
+            return false;
         };
-        let _memory = self.engine.cache.lend(limits::STORED_COUNT_BYTES);
-        for ((ledger, counting, has_journals), own) in counts.into_iter().zip(roots) {
-            let known = ledger.counted().filter(|count| count.of == own.hash);
-            let bytes = match known {
-                Some(count) => Ok(count.bytes),
-                None => stored_bytes(&self.engine, pace, &own, limits::STORED_COUNT_CHUNKS).await,
-            };
-            match bytes {
-                Ok(bytes) => counting.end(
-                    Count {
-                        bytes,
-                        of: own.hash,
-                    },
-                    has_journals,
-                ),
-                Err(error) => {
-                    let account = ledger.account;
-                    tracing::warn!(%account, %error, "what an account stores was not counted");
+        let counting = ledger.begin_count();
+        let has_journals = match due {
+            // Its guests' writes may be over others.
+            Due::Urgent => self.volumes.take_in(ledger.account).await,
+            Due::Later => false,
+        };
+        let counted = self.counted(pace, &ledger);
+        let counted = match are_large {
+            true => counted.await,
+            false => match timeout(limits::STORED_COUNT_LARGE, counted).await {
+                Ok(counted) => counted,
+                Err(_) => {
+                    counting.takes_long();
+                    return true;
                 }
+            },
+        };
+        match counted {
+            Ok(count) => counting.end(count, has_journals),
+            Err(error) => {
+                let account = ledger.account;
+                tracing::warn!(%account, %error, "what an account stores was not counted");
             }
+        }
+        true
+    }
+
+    /// What an account has now.
+    async fn counted(&self, pace: &Pace, ledger: &Ledger) -> Result<Count> {
+        let own = roots_of(&self.engine, ledger.account).await?;
+        if let Some(count) = ledger.counted().filter(|count| count.of == own.hash) {
+            return Ok(count);
+        }
+        let _memory = self
+            .engine
+            .cache
+            .lend(limits::STORED_COUNT_BYTES / limits::STORED_COUNTS);
+        let bytes = stored_bytes(&self.engine, pace, &own, limits::STORED_COUNT_CHUNKS);
+        let bytes = Box::pin(bytes).await?;
+        Ok(Count {
+            bytes,
+            of: own.hash,
+        })
+    }
+
+    /// The same, of every account that is due.
+    #[cfg(test)]
+    pub(crate) async fn count_all_stored_bytes(&self) {
+        for are_large in [false, true] {
+            while self.count_stored_bytes(&Pace::new(None), are_large).await {}
         }
     }
 
-    /// Sets the quotas that accounts have now.
-    ///
-    /// # Errors
-    ///
-    /// Errors of reading the catalog.
-    pub(super) async fn set_stored_quotas(&self) -> Result<()> {
+    /// Sets the quotas that accounts have now. If they cannot be read, those before hold until the
+    /// next change of an account: the change that was made stays.
+    pub(super) async fn set_stored_quotas(&self) {
         let engine = Arc::clone(&self.engine);
         let set = move |meta: &dyn Meta| engine.ledgers.set(|| meta.all());
-        self.engine.meta(Priority::Manage, set).await
+        if let Err(error) = self.engine.meta(Priority::Manage, set).await {
+            tracing::warn!(%error, "quotas of stored bytes hold as before until an account changes");
+        }
     }
 }

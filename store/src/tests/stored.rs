@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use varve_content::tree::Leaf;
+
 use super::{
     Random, block_on, cut, new_snapshot, random_image,
     repairs::closed,
@@ -11,10 +13,12 @@ use super::{
 use crate::{
     AccountId, AccountRecord, CloneSource, Error, GcSettings, NewClone, NewSnapshot, NewSnapshots,
     NewVolume, Quota, Result, Store, Volume,
+    engine::Due,
     gc::{pace::Pace, stored},
     meta::{SnapshotKey, VolumeKey},
 };
 
+const KIB4: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
 fn id(number: u64) -> AccountId {
@@ -44,7 +48,7 @@ async fn limit(store: &Store, number: u64, bytes: Option<u64>) {
 /// Counts all accounts with a quota now.
 async fn count(store: &Store) {
     store.engine().ledgers.make_due();
-    store.count_stored_bytes(&Pace::new(None)).await;
+    store.count_all_stored_bytes().await;
 }
 
 async fn uploaded(store: &Store, owner: u64, name: &str, image: &[u8]) -> Result<()> {
@@ -72,6 +76,19 @@ fn volume_key(owner: u64, name: &str) -> VolumeKey {
     }
 }
 
+/// Leaves count in whole blocks.
+fn bytes_of_leaf(leaf: &Leaf) -> u64 {
+    leaf.encode().len().next_multiple_of(BLOCK) as u64
+}
+
+fn leaf_bytes(image: &[u8]) -> u64 {
+    cut(image)
+        .leaves
+        .iter()
+        .map(|(_, leaf)| bytes_of_leaf(leaf))
+        .sum()
+}
+
 /// What accounts have: contents by owner and name.
 type Contents = BTreeMap<(u64, String), Vec<u8>>;
 
@@ -92,8 +109,14 @@ impl Model {
     fn stored_bytes(&self, owner: u64) -> u64 {
         let all = self.snapshots.iter().chain(&self.volumes);
         let own = all.filter(|((of, _), _)| *of == owner);
-        let chunks: BTreeMap<_, _> = own.flat_map(|(_, image)| cut(image).chunks).collect();
-        chunks.values().map(|chunk| chunk.len() as u64).sum()
+        let (mut chunks, mut leaves) = (BTreeMap::new(), BTreeMap::new());
+        for (_, image) in own {
+            let cut = cut(image);
+            chunks.extend(cut.chunks);
+            leaves.extend(cut.leaves.into_iter().map(|(_, leaf)| (leaf.id(), leaf)));
+        }
+        let chunks = chunks.values().map(|chunk| chunk.len() as u64);
+        chunks.chain(leaves.values().map(bytes_of_leaf)).sum()
     }
 
     async fn step(&mut self, store: &Store, random: &mut Random, number: usize) {
@@ -202,15 +225,14 @@ fn a_sample_of_an_account_is_near_to_what_it_has() {
             .chunks_mut(8)
             .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
         uploaded(&store, 7, "large", &image).await.unwrap();
-        let own = stored::roots_of(store.engine(), &[id(7), id(8)]).await;
-        let own = own.unwrap();
         let pace = Pace::new(None);
         let mut counted = Vec::new();
-        for (own, most) in [(&own[0], 1 << 20), (&own[0], 1000), (&own[1], 1000)] {
-            let bytes = stored::stored_bytes(store.engine(), &pace, own, most).await;
+        for (owner, most) in [(7, 1 << 20), (7, 1000), (8, 1000)] {
+            let own = stored::roots_of(store.engine(), id(owner)).await.unwrap();
+            let bytes = stored::stored_bytes(store.engine(), &pace, &own, most).await;
             counted.push(bytes.unwrap());
         }
-        assert_eq!(counted[0], 64 << 20);
+        assert_eq!(counted[0], (64 << 20) + leaf_bytes(&image));
         assert_eq!(counted[2], 0);
         // Five times the standard error of 500 chunks.
         let off = counted[1].abs_diff(counted[0]);
@@ -219,13 +241,11 @@ fn a_sample_of_an_account_is_near_to_what_it_has() {
     });
 }
 
-fn exceeds<T: std::fmt::Debug>(outcome: Result<T>, of: u64, used: u64) {
+fn exceeds<T: std::fmt::Debug>(outcome: Result<T>, of: u64) {
     let refused = outcome.unwrap_err();
-    let is_right = matches!(
-        refused,
-        Error::Quota { quota: Quota::StoredBytes, limit, used: found, .. }
-            if (limit, found) == (of, used)
-    );
+    let quota = Quota::StoredBytes;
+    let is_right =
+        matches!(refused, Error::Quota { quota: it, limit, .. } if (it, limit) == (quota, of));
     assert!(is_right, "{refused}");
 }
 
@@ -246,17 +266,17 @@ fn what_is_too_much_is_refused_until_something_is_gone() {
             create_account(&store, number).await;
         }
         limit(&store, 7, Some(4 * MIB)).await;
-        let first = noise(512);
-        uploaded(&store, 7, "first", &first).await.unwrap();
+        let used = |store: &Store| store.stored_bytes(id(7)).map(|it| it / MIB * MIB);
+        uploaded(&store, 7, "first", &noise(512)).await.unwrap();
         count(&store).await;
-        assert_eq!(store.stored_bytes(id(7)), Some(2 * MIB));
+        assert_eq!(store.stored_bytes(id(7)), Some(2 * MIB + KIB4));
         // An upload that does not fit ends where it does not, and leaves nothing.
         let large = uploaded(&store, 7, "large", &noise(1024)).await;
         assert!(matches!(large, Err(Error::Quota { .. })), "{large:?}");
         let others = uploaded(&store, 8, "large", &noise(1024)).await;
         others.unwrap();
         count(&store).await;
-        assert_eq!(store.stored_bytes(id(7)), Some(2 * MIB));
+        assert_eq!(store.stored_bytes(id(7)), Some(2 * MIB + KIB4));
 
         // A guest writes to the same place as often as it likes.
         let new = NewVolume {
@@ -269,15 +289,14 @@ fn what_is_too_much_is_refused_until_something_is_gone() {
             volume.write(0, noise(256).into()).await.unwrap();
             count(&store).await;
         }
-        assert_eq!(store.stored_bytes(id(7)), Some(3 * MIB));
+        assert_eq!(used(&store), Some(3 * MIB));
         volume.write(2 * MIB, noise(512).into()).await.unwrap();
         count(&store).await;
-        exceeds(volume.write(0, noise(1).into()).await, 4 * MIB, 5 * MIB);
-        exceeds(
-            uploaded(&store, 7, "more", &noise(1)).await,
-            4 * MIB,
-            5 * MIB,
-        );
+        let full = used(&store);
+        assert_eq!(full, Some(5 * MIB));
+        exceeds(volume.write(0, noise(1).into()).await, 4 * MIB);
+        exceeds(volume.write_zeroes(1, 2).await, 4 * MIB);
+        exceeds(uploaded(&store, 7, "more", &noise(1)).await, 4 * MIB);
         let clone = NewClone {
             source: CloneSource::Snapshot(snapshot_key(8, "large")),
             owner: id(7),
@@ -285,29 +304,39 @@ fn what_is_too_much_is_refused_until_something_is_gone() {
             size_bytes: None,
             tags: BTreeMap::new(),
         };
-        exceeds(store.clone_volume(clone.clone()).await, 4 * MIB, 5 * MIB);
+        exceeds(store.clone_volume(clone.clone()).await, 4 * MIB);
         let from = NewVolume {
             owner: id(7),
             from: Some(snapshot_key(8, "large")),
             ..volume_data::new_volume("from", 8 << 20)
         };
-        exceeds(store.create_volume(from).await, 4 * MIB, 5 * MIB);
+        exceeds(store.create_volume(from).await, 4 * MIB);
+        // It would keep what is overwritten with zeros.
+        let snapshot = NewSnapshots {
+            owner: id(7),
+            volumes: vec![volume_key(7, "v")],
+            name: "keeps".to_owned(),
+            tags: BTreeMap::new(),
+        };
+        exceeds(store.snapshot_volumes(snapshot.clone()).await, 4 * MIB);
 
         // Nothing is lost, and what makes room is never refused.
         assert_eq!(volume_data::read(&volume, 4 << 20, BLOCK).await, [0; BLOCK]);
         volume.trim(2 * MIB, 2 * MIB).await.unwrap();
         count(&store).await;
         volume.write(0, noise(1).into()).await.unwrap();
-        // Half a gigabyte of others' content counts in full.
+        // The content of others counts in full.
         store.clone_volume(clone).await.unwrap();
         count(&store).await;
-        exceeds(volume.write(0, noise(1).into()).await, 4 * MIB, 7 * MIB);
+        exceeds(volume.write(0, noise(1).into()).await, 4 * MIB);
 
         // A new limit holds at once, and that of another owner after a gift.
         limit(&store, 7, None).await;
+        assert_eq!(store.stored_bytes(id(7)), None);
         volume.write(0, noise(1).into()).await.unwrap();
         limit(&store, 7, Some(MIB)).await;
-        exceeds(volume.write(0, noise(1).into()).await, MIB, 7 * MIB);
+        count(&store).await;
+        exceeds(volume.write(0, noise(1).into()).await, MIB);
         store.give_volume(&volume_key(7, "v"), id(0)).await.unwrap();
         volume.write(0, noise(1).into()).await.unwrap();
         drop(volume);
@@ -317,8 +346,63 @@ fn what_is_too_much_is_refused_until_something_is_gone() {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         assert_eq!(store.stored_bytes(id(7)), None);
         count(&store).await;
-        assert_eq!(store.stored_bytes(id(7)), Some(6 * MIB));
-        exceeds(uploaded(&store, 7, "more", &noise(1)).await, MIB, 6 * MIB);
+        assert_eq!(used(&store), Some(6 * MIB));
+        exceeds(uploaded(&store, 7, "more", &noise(1)).await, MIB);
+        closed(store).await;
+    });
+}
+
+/// Trims are not refused, and make new chunks of what is left of the old ones. Snapshots would keep
+/// each version: a count comes, and then there are no more of them.
+#[test]
+fn an_account_does_not_grow_by_trims_and_snapshots() {
+    let mut random = Random::new(seed());
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        create_account(&store, 7).await;
+        limit(&store, 7, Some(4 * MIB)).await;
+        let new = NewVolume {
+            owner: id(7),
+            ..volume_data::new_volume("v", 4 << 20)
+        };
+        store.create_volume(new).await.unwrap();
+        let volume = store.open_volume(&volume_key(7, "v")).await.unwrap();
+        let mut image = vec![0; 4 << 20];
+        image
+            .chunks_mut(8)
+            .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+        volume.write(0, image.into()).await.unwrap();
+        let mut kept = 0;
+        for round in 0..4 {
+            for group in 0..256 {
+                let block = group * 4 + round;
+                volume.trim(block * KIB4, KIB4).await.unwrap();
+            }
+            let new = NewSnapshots {
+                owner: id(7),
+                volumes: vec![volume_key(7, "v")],
+                name: format!("s{round}"),
+                tags: BTreeMap::new(),
+            };
+            match store.snapshot_volumes(new).await {
+                Ok(made) => {
+                    store.completed_snapshot(made[0].id).await.unwrap();
+                    kept += 1;
+                    store.engine().ledgers.make_due();
+                    let due = store.engine().ledgers.due(false);
+                    assert_eq!(due.map(|(due, _)| due), Some(Due::Urgent));
+                    count(&store).await;
+                }
+                Err(error) => {
+                    exceeds::<()>(Err(error), 4 * MIB);
+                    break;
+                }
+            }
+        }
+        // 3 MiB in the first one, and 2 MiB in other chunks in the second one.
+        assert_eq!(kept, 2);
+        drop(volume);
         closed(store).await;
     });
 }

@@ -65,9 +65,14 @@ impl Volumes {
     pub(crate) async fn take_in(self: &Arc<Self>, account: AccountId) -> bool {
         let mut is_all = true;
         for volume in self.open.of(account) {
+            // To ask for it would try its pending snapshot again.
+            if volume.inner().checkpoints.watch().borrow().is_stalled() {
+                is_all = false;
+                continue;
+            }
             if let Err(error) = self.content_now(&volume).await {
                 let volume = &*volume.inner().name;
-                tracing::info!(volume, %error, "the journal is not counted to its account");
+                tracing::debug!(volume, %error, "the journal is not counted to its account");
                 is_all = false;
             }
         }

@@ -100,6 +100,7 @@ impl VolumeState {
         let content = self
             .put_changes(&ingest, &stack, cut.size_bytes, progress)
             .await?;
+        self.ledger.read().note(content.new_bytes);
         // The ingest answers for the content until the record names its root.
         let pin = self.engine.pins.pin(content.root);
         let base = ContentReader::open(Arc::clone(&self.engine), pin.clone(), &self.name).await?;

@@ -126,6 +126,8 @@ impl Volumes {
             )));
         }
         meta::check_tags("snapshot", &new.tags)?;
+        // It keeps what is overwritten, by zeros too.
+        self.engine.ledgers.of(new.owner).check()?;
         let (owner, more) = (
             new.owner,
             Holdings {

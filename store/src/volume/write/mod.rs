@@ -59,6 +59,11 @@ impl Volume {
         let whole = offset_bytes.is_multiple_of(BLOCK);
         let lock = inner.lock_to_zero(whole, end).await;
         let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
+        // A block that is zeroed in part is written.
+        let zeroed_bytes = end_block.saturating_sub(start_block) * BLOCK;
+        if zeroed_bytes < len_bytes {
+            inner.ledger.read().write(len_bytes - zeroed_bytes)?;
+        }
         let mut changes = Vec::with_capacity(3);
         let head_end = end.min(start_block * BLOCK);
         if offset_bytes < head_end {
