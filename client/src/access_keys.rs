@@ -59,7 +59,11 @@ impl Client {
         let request = v1::CreateAccessKeyRequest {
             account: account.unwrap_or_default().to_owned(),
         };
-        let created = self.account_service().create_access_key(request).await;
+        let created = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.create_access_key(request).await }
+        })
+        .await;
         let created = created
             .map_err(|status| Error::rpc(&what, status))?
             .into_inner();
@@ -111,7 +115,11 @@ impl Client {
         let request = v1::RevokeAccessKeyRequest {
             access_key: id.to_owned(),
         };
-        let revoked = self.account_service().revoke_access_key(request).await;
+        let revoked = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.revoke_access_key(request).await }
+        })
+        .await;
         let revoked = revoked.map_err(|status| Error::rpc(&what, status))?;
         AccessKey::from_proto(&what, revoked.into_inner().revoked)
     }

@@ -249,7 +249,11 @@ impl Client {
             identities: new.identities,
         };
         // Not tried again: it may have been made by the call whose answer was lost.
-        let created = self.account_service().create_account(request).await;
+        let created = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.create_account(request).await }
+        })
+        .await;
         let created = created.map_err(|status| Error::rpc(&what, status))?;
         Account::from_proto(&what, Some(created.into_inner()))
     }
@@ -333,7 +337,11 @@ impl Client {
                 .collect(),
         };
         // Not tried again: after a new name it would not be found by the old one.
-        let updated = self.account_service().update_account(request).await;
+        let updated = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.update_account(request).await }
+        })
+        .await;
         let updated = updated.map_err(|status| Error::rpc(&what, status))?;
         Account::from_proto(&what, Some(updated.into_inner()))
     }
@@ -350,7 +358,11 @@ impl Client {
         let request = v1::DeleteAccountRequest {
             account: account.to_owned(),
         };
-        let deleted = self.account_service().delete_account(request).await;
+        let deleted = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.delete_account(request).await }
+        })
+        .await;
         let deleted = deleted.map_err(|status| Error::rpc(&what, status))?;
         Account::from_proto(&what, deleted.into_inner().deleted)
     }
@@ -409,7 +421,11 @@ impl Client {
             description: new.description,
             lifetime_seconds,
         };
-        let created = self.account_service().create_token(request).await;
+        let created = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.create_token(request).await }
+        })
+        .await;
         let created = created
             .map_err(|status| Error::rpc(&what, status))?
             .into_inner();
@@ -461,7 +477,11 @@ impl Client {
         let request = v1::RevokeTokenRequest {
             token: token.to_owned(),
         };
-        let revoked = self.account_service().revoke_token(request).await;
+        let revoked = retry::while_busy(|| {
+            let (mut service, request) = (self.account_service(), request.clone());
+            async move { service.revoke_token(request).await }
+        })
+        .await;
         let revoked = revoked.map_err(|status| Error::rpc(&what, status))?;
         Token::from_proto(&what, revoked.into_inner().revoked)
     }

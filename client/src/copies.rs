@@ -222,7 +222,14 @@ impl Client {
             tags: new.tags,
             bytes_per_second: new.bytes_per_second,
         };
-        answered(&what, self.copy_service().create_copy(request).await)
+        answered(
+            &what,
+            retry::while_busy(|| {
+                let (mut service, request) = (self.copy_service(), request.clone());
+                async move { service.create_copy(request).await }
+            })
+            .await,
+        )
     }
 
     /// Finds the copy with this id.
@@ -279,7 +286,14 @@ impl Client {
         let request = v1::CancelCopyRequest {
             copy: id.to_owned(),
         };
-        answered(&what, self.copy_service().cancel_copy(request).await)
+        answered(
+            &what,
+            retry::while_busy(|| {
+                let (mut service, request) = (self.copy_service(), request.clone());
+                async move { service.cancel_copy(request).await }
+            })
+            .await,
+        )
     }
 
     /// Limits the rate of the copy with this id from now on, in payload bytes per second; 0: no
@@ -294,7 +308,14 @@ impl Client {
             copy: id.to_owned(),
             bytes_per_second,
         };
-        answered(&what, self.copy_service().limit_copy(request).await)
+        answered(
+            &what,
+            retry::while_busy(|| {
+                let (mut service, request) = (self.copy_service(), request.clone());
+                async move { service.limit_copy(request).await }
+            })
+            .await,
+        )
     }
 
     /// Estimates the amount that a copy would transfer now.
@@ -308,7 +329,11 @@ impl Client {
         let request = v1::EstimateCopyRequest {
             source: Some(source(of)),
         };
-        let answer = self.copy_service().estimate_copy(request).await;
+        let answer = retry::while_busy(|| {
+            let (mut service, request) = (self.copy_service(), request.clone());
+            async move { service.estimate_copy(request).await }
+        })
+        .await;
         let estimate = answer
             .map_err(|status| Error::rpc(&what, status))?
             .into_inner();

@@ -84,7 +84,11 @@ impl Client {
             }),
             account: remote.owner,
         };
-        let added = self.remote_service().add_remote(request).await;
+        let added = retry::while_busy(|| {
+            let (mut service, request) = (self.remote_service(), request.clone());
+            async move { service.add_remote(request).await }
+        })
+        .await;
         let added = added.map_err(|status| Error::rpc(&what, status))?;
         Ok(Remote::from_proto(added.into_inner()))
     }
@@ -117,7 +121,11 @@ impl Client {
             name: name.to_owned(),
             account: account.to_owned(),
         };
-        let removed = self.remote_service().remove_remote(request).await;
+        let removed = retry::while_busy(|| {
+            let (mut service, request) = (self.remote_service(), request.clone());
+            async move { service.remove_remote(request).await }
+        })
+        .await;
         removed.map_err(|status| Error::rpc(format!("delete remote {name}"), status))?;
         Ok(())
     }

@@ -203,11 +203,12 @@ impl Client {
         let request = v1::DeleteSnapshotRequest {
             snapshot: snapshot.to_owned(),
         };
-        let deleted = self
-            .snapshot_service()
-            .delete_snapshot(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
+        let deleted = retry::while_busy(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.delete_snapshot(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, deleted.into_inner().deleted)
     }
 
@@ -306,11 +307,12 @@ impl Client {
             tags,
         };
         // Not tried again: they may have been made by the call whose answer was lost.
-        let created = self
-            .snapshot_service()
-            .create_snapshots(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
+        let created = retry::while_busy(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.create_snapshots(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
         let snapshots = created.into_inner().snapshots.into_iter();
         snapshots
             .map(|snapshot| Snapshot::from_proto(&what, Some(snapshot)))
@@ -361,7 +363,11 @@ impl Client {
             account: account.to_owned(),
         };
         // Not tried again: the caller may have no right to see it after the first run.
-        let given = self.snapshot_service().give_snapshot(request).await;
+        let given = retry::while_busy(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.give_snapshot(request).await }
+        })
+        .await;
         let given = given.map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, Some(given.into_inner()))
     }

@@ -164,11 +164,12 @@ impl Client {
             from_snapshot: new.from_snapshot.unwrap_or_default(),
             tags: new.tags,
         };
-        let created = self
-            .volume_service()
-            .create_volume(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
+        let created = retry::while_busy(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.create_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, Some(created.into_inner()))
     }
 
@@ -186,11 +187,12 @@ impl Client {
             size_bytes: new.size_bytes.unwrap_or_default(),
             tags: new.tags,
         };
-        let made = self
-            .volume_service()
-            .clone_volume(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
+        let made = retry::while_busy(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.clone_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, Some(made.into_inner()))
     }
 
@@ -310,11 +312,12 @@ impl Client {
         let request = v1::DeleteVolumeRequest {
             volume: volume.to_owned(),
         };
-        let deleted = self
-            .volume_service()
-            .delete_volume(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
+        let deleted = retry::while_busy(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.delete_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, deleted.into_inner().deleted)
     }
 
@@ -350,12 +353,13 @@ impl Client {
             with_ticket,
         };
         // Not repeated: a second run would be refused because of the first.
-        let attached = self
-            .volume_service()
-            .attach_volume(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?
-            .into_inner();
+        let attached = retry::while_busy(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.attach_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?
+        .into_inner();
         Ok(Attachment {
             volume: Volume::from_proto(&what, attached.volume)?,
             export: attached.export,
@@ -374,11 +378,12 @@ impl Client {
             volume: volume.to_owned(),
         };
         // Not repeated: somebody else may have attached it since the first run.
-        let detached = self
-            .volume_service()
-            .detach_volume(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
+        let detached = retry::while_busy(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.detach_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, Some(detached.into_inner()))
     }
 
@@ -397,7 +402,11 @@ impl Client {
             account: account.to_owned(),
         };
         // Not tried again: the caller may have no right to see it after the first run.
-        let given = self.volume_service().give_volume(request).await;
+        let given = retry::while_busy(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.give_volume(request).await }
+        })
+        .await;
         let given = given.map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, Some(given.into_inner()))
     }

@@ -72,8 +72,8 @@ pub enum Error {
 
     /// An account that owns something stays.
     #[error(
-        "account {account:?} owns the {what} {name:?}: delete all that it owns, or give it to \
-        another account"
+        "account {account:?} owns the {what} {name}: delete all that it owns, or give snapshots and \
+        volumes to another account"
     )]
     OwnsRecords {
         /// Name of the account.

@@ -160,7 +160,7 @@ pub const STORED_COUNT_LARGE: Duration = Duration::from_secs(10);
 /// something, and otherwise.
 pub const STORED_COUNT_URGENT: (Duration, u32) = (Duration::from_secs(1), 4);
 /// See [`STORED_COUNT_URGENT`]: when the account has used up its quota.
-pub const STORED_COUNT_USED_UP: (Duration, u32) = (Duration::from_secs(5), 10);
+pub const STORED_COUNT_USED_UP: (Duration, u32) = (Duration::from_secs(2), 4);
 /// See [`STORED_COUNT_URGENT`].
 pub const STORED_COUNT_UPLOADED: (Duration, u32) = (Duration::from_secs(5), 20);
 /// See [`STORED_COUNT_URGENT`].

@@ -95,8 +95,8 @@ impl Audit {
                 "{damaged_lines} damaged lines of the log were skipped"
             ));
         }
-        const HEADINGS: [&str; 8] = [
-            "TIME", "ACCOUNT", "IDENTITY", "+FROM", "ACTION", "ON", "RESULT", "+CHANGED",
+        const HEADINGS: [&str; 9] = [
+            "TIME", "ACCOUNT", "IDENTITY", "+FROM", "ACTION", "ON", "RESULT", "+CHANGED", "+MESSAGE",
         ];
         let mut table = output::table(&HEADINGS, options.output);
         for event in &events {
@@ -114,6 +114,7 @@ impl Audit {
                 or_none(&event.resources),
                 result,
                 event.changed.join(" "),
+                event.message.clone(),
             ]);
         }
         table.write("events")

@@ -236,24 +236,35 @@ impl Options {
         Ok(file.map(TokenSecret::from_file).transpose()?)
     }
 
-    /// Says that a variable wins over the profile that the user has named: it may be a leftover of
-    /// another session.
-    fn remark_on_variable(&self) -> Result<(), Failure> {
+    /// Refuses a variable that names another daemon than the profile of the command: it may be a
+    /// leftover of another session, and the command would be for the wrong daemon. If the profile
+    /// comes from a variable, too, the endpoint wins as always.
+    fn check_variable(&self) -> Result<(), Failure> {
         let (Some(name), Some(endpoint)) = (&self.profile, &self.endpoint) else {
             return Ok(());
         };
-        let profile = self.profile()?;
-        let differs = profile.endpoint.as_ref().is_some_and(|its| its != endpoint);
-        if differs && env::var("VARVE_ENDPOINT").as_ref() == Ok(endpoint) {
+        let is = |variable: &str, value: &String| env::var(variable).as_ref() == Ok(value);
+        let its = self.profile()?.endpoint.as_ref();
+        if its.is_none_or(|its| its == endpoint) || !is("VARVE_ENDPOINT", endpoint) {
+            return Ok(());
+        }
+        if is("VARVE_PROFILE", name) {
             self.remark(format_args!(
                 "VARVE_ENDPOINT wins over the endpoint of the profile {name}: using {endpoint}"
             ));
+            return Ok(());
         }
-        Ok(())
+        Err(Failure::usage(
+            format!("profile {name}"),
+            format!(
+                "VARVE_ENDPOINT names another daemon, {endpoint}: unset it, or write --endpoint \
+                 for the one that is meant"
+            ),
+        ))
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
-        self.remark_on_variable()?;
+        self.check_variable()?;
         let given = self.endpoint()?;
         let endpoint = given.clone().unwrap_or_default();
         let tls = match &given {

@@ -277,6 +277,11 @@ impl Classified for Closed {
 pub(crate) trait Changed {
     /// The ids of what was made, changed or deleted.
     fn ids(&self) -> Vec<String>;
+
+    /// What was changed of it, where the operation alone does not tell.
+    fn detail(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The number of the next request.
@@ -425,7 +430,7 @@ impl Attempt {
         work: impl Future<Output = Result<T, E>>,
         tell: impl FnOnce(&Self, &T),
     ) -> Result<T, E> {
-        self.carry(work, tell, |_| Vec::new()).await
+        self.carry(work, tell, |_| (Vec::new(), None)).await
     }
 
     /// Does the work of a change, and tells the audit log what has changed.
@@ -434,24 +439,25 @@ impl Attempt {
         work: impl Future<Output = Result<T, E>>,
         tell: impl FnOnce(&Self, &T),
     ) -> Result<T, E> {
-        self.carry(work, tell, T::ids).await
+        self.carry(work, tell, |done| (done.ids(), done.detail()))
+            .await
     }
 
     async fn carry<T, E: Classified>(
         mut self,
         work: impl Future<Output = Result<T, E>>,
         tell: impl FnOnce(&Self, &T),
-        ids: impl FnOnce(&T) -> Vec<String>,
+        changed: impl FnOnce(&T) -> (Vec<String>, Option<String>),
     ) -> Result<T, E> {
         let outcome = work.await;
         match &outcome {
             Ok(done) => {
                 self.state = State::Ended;
                 tell(&self, done);
-                let changed = ids(done);
+                let (changed, detail) = changed(done);
                 // The caller knows of the change only when the line is there.
                 if let Some(audit) = self.audit_of_change() {
-                    self.told(&changed, OK, None, |event| audit.record(event))
+                    self.told(&changed, OK, detail.as_deref(), |event| audit.record(event))
                         .await;
                 }
             }

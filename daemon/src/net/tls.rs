@@ -130,13 +130,29 @@ impl Shown {
     }
 }
 
-/// A subject as [`Shown::subject`] would have it; `None` for a text that is none. A subject with
-/// attributes that only a certificate can tell stays as it is.
+/// A subject as [`Shown::subject`] would have it; `None` for a text that is none, such as one with
+/// spaces around its parts. Values stay as they are: only a certificate tells how they are encoded.
+#[must_use]
 pub fn written_subject(subject: &str) -> Option<String> {
-    match RdnSequence::from_str(subject) {
-        Ok(names) => Some(names.to_string()),
-        Err(_) => subject.contains('=').then(|| subject.to_owned()),
+    let mut is_escaped = false;
+    let mut parts = subject.split(|char| {
+        let separates = matches!(char, ',' | '+') && !is_escaped;
+        is_escaped = char == '\\' && !is_escaped;
+        separates
+    });
+    let is_part = |part: &str| {
+        part.split_once('=').is_some_and(|(key, value)| {
+            let is_of_key = |char: char| char.is_ascii_alphanumeric() || "-.".contains(char);
+            !key.is_empty() && key.chars().all(is_of_key) && !value.starts_with(' ')
+        })
+    };
+    if !parts.all(is_part) {
+        return None;
     }
+    // Short names of attributes have one spelling.
+    let written = RdnSequence::from_str(subject).ok().map(|it| it.to_string());
+    let written = written.filter(|written| written.eq_ignore_ascii_case(subject));
+    Some(written.unwrap_or_else(|| subject.to_owned()))
 }
 
 /// The ALPN protocol that gRPC clients request and get.
@@ -343,15 +359,25 @@ mod tests {
     fn subjects_are_written_in_one_way() {
         for same in [
             "CN=backup,O=Example",
-            "CN=a\\,b",
+            "O=Example\\, Inc.,CN=a",
             "O=\\#x+CN=y",
             "2.5.4.97=#0c0161",
+            "SERIALNUMBER=abc_1",
         ] {
             assert_eq!(written_subject(same).as_deref(), Some(same));
         }
-        let other = written_subject("CN=backup, O=Example");
-        assert!(other.is_none_or(|it| it != "CN=backup,O=Example" || it == "CN=backup,O=Example"));
-        for none in ["", "backup", "/backup"] {
+        assert_eq!(written_subject("cn=backup").as_deref(), Some("CN=backup"));
+        let openssl = "CN = backup, O = Example";
+        for none in [
+            "",
+            "backup",
+            "/CN=a",
+            openssl,
+            "CN=a, O=b",
+            " CN=a",
+            "CN= a",
+            "CN=a,",
+        ] {
             assert_eq!(written_subject(none), None, "{none:?}");
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,9 @@ use super::{
     request,
 };
 use crate::{
-    auth::{AccessKey, Action, Caller, Directory, Principal, Resource, SecretAccessKey, done},
+    auth::{
+        AccessKey, Action, Caller, Changed, Directory, Principal, Resource, SecretAccessKey, done,
+    },
     limits,
     net::tls,
 };
@@ -45,7 +48,48 @@ pub(crate) struct AccountChange {
     pub(crate) quotas: BTreeMap<Quota, Option<u64>>,
 }
 
+/// An account that was changed, and what of it, for the audit log.
+#[derive(Debug)]
+struct UpdatedAccount {
+    record: AccountRecord,
+    what: String,
+}
+
+impl Changed for UpdatedAccount {
+    fn ids(&self) -> Vec<String> {
+        self.record.ids()
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(self.what.clone())
+    }
+}
+
 impl AccountChange {
+    /// What it asks for, as the options of `snapctl account set` say it.
+    fn words(&self) -> String {
+        let mut words = Vec::new();
+        words.extend(self.name.iter().map(|name| format!("name={name}")));
+        words.extend(self.alias.iter().map(|alias| format!("alias={alias}")));
+        words.extend(self.state.iter().map(|state| format!("state={state}")));
+        words.extend(self.add.iter().map(|it| format!("add-identity={it}")));
+        words.extend(self.remove.iter().map(|it| format!("remove-identity={it}")));
+        let block = self.block_public_access.map(|block| match block {
+            BlockPublicAccess::Off => "off",
+            BlockPublicAccess::NewSharing => "new-sharing",
+            BlockPublicAccess::AllSharing => "all-sharing",
+        });
+        words.extend(block.map(|block| format!("block-public-access={block}")));
+        words.extend(self.quotas.iter().map(|(quota, limit)| {
+            let name = quota.to_string().replace(' ', "-");
+            match limit {
+                Some(limit) => format!("quota {name}={limit}"),
+                None => format!("quota {name}=none"),
+            }
+        }));
+        words.join(", ")
+    }
+
     /// Returns true if it gives the account nothing: no identity, no name, and no more rights.
     fn only_restricts(&self) -> bool {
         let has_names = self.name.is_some() || self.alias.is_some();
@@ -180,11 +224,16 @@ impl Service {
                 let problem = "the account of the administrator is always active";
                 return Err(Error::field("state", problem));
             }
+            if let Some(both) = asked.add.iter().find(|it| asked.remove.contains(it)) {
+                let problem = format!("{both} is to be added and removed");
+                return Err(Error::field("remove_identities", problem));
+            }
             if asked.quotas.get(&Quota::RequestsPerSecond) == Some(&Some(0)) {
                 let problem = "the quota of requests per second is at least 1; an account that is \
                                disabled has none";
                 return Err(Error::field("set_quotas", problem));
             }
+            let what = asked.words();
             let update = move |record: &mut AccountRecord| {
                 if let Some(name) = &asked.name {
                     record.name.clone_from(name);
@@ -194,7 +243,12 @@ impl Service {
                 }
                 record.state = asked.state.unwrap_or(record.state);
                 for identity in &asked.remove {
-                    record.identities.remove(identity);
+                    if !record.identities.remove(identity) {
+                        return Err(StoreError::NotFound {
+                            what: "identity",
+                            name: identity.to_string(),
+                        });
+                    }
                 }
                 record.identities.extend(asked.add.iter().cloned());
                 let block = asked.block_public_access;
@@ -207,10 +261,12 @@ impl Service {
                 }
                 Ok(())
             };
-            Ok(accounts.change(store.update_account(id, update)).await?)
+            let record = accounts.change(store.update_account(id, update)).await?;
+            Ok(UpdatedAccount { record, what })
         };
         let call = (caller, action);
-        self.change(call, &on, change, |attempt, changed: &AccountRecord| {
+        let updated = self.change(call, &on, change, |attempt, updated: &UpdatedAccount| {
+            let changed = &updated.record;
             done!(
                 attempt,
                 id = %changed.id,
@@ -220,8 +276,8 @@ impl Service {
                 quotas = changed.quotas.len(),
                 "account changed"
             );
-        })
-        .await
+        });
+        Ok(updated.await?.record)
     }
 
     /// Deletes an account that owns nothing, with its tokens and its access keys.
@@ -233,9 +289,18 @@ impl Service {
         let on = [Resource::Account(account)];
         let (store, sight) = (self.store().clone(), self.sight(caller));
         let accounts = self.0.parts.accounts.clone();
+        let uploads = Arc::clone(&self.0.parts.uploads);
         let account = account.to_owned();
         let change = async move {
             let id = sight.known(&account)?;
+            // It would be one of the next account with this id.
+            if let Some(upload) = uploads.one_of(id) {
+                return Err(Error::Store(StoreError::OwnsRecords {
+                    account,
+                    what: "upload",
+                    name: upload,
+                }));
+            }
             Ok(accounts.change(store.delete_account(id)).await?)
         };
         let call = (caller, Action::DeleteAccount);
@@ -422,7 +487,8 @@ fn check_identities(directory: &Directory, identities: &[Identity]) -> Result<()
                 Some(written) if written == *subject => continue,
                 Some(written) => format!("that subject is written {written:?} here"),
                 None => format!(
-                    "{subject:?} is no subject of a certificate: write it as RFC 4514 does, as in \
+                    "{subject:?} is no subject of a certificate: write it without spaces around \
+                     its parts, as `openssl x509 -noout -subject -nameopt RFC2253` does, as in \
                      cert:CN=backup,O=Example"
                 ),
             },

@@ -276,6 +276,7 @@ impl Ledger {
         Counting {
             ledger: Arc::clone(self),
             began_at: Instant::now(),
+            walks_since: None,
             written_bytes: self.written_bytes.load(Ordering::Acquire),
             uploaded_bytes: self.uploaded_bytes.load(Ordering::Acquire),
         }
@@ -301,11 +302,17 @@ impl State {
 pub(crate) struct Counting {
     ledger: Arc<Ledger>,
     began_at: Instant,
+    walks_since: Option<Instant>,
     written_bytes: u64,
     uploaded_bytes: u64,
 }
 
 impl Counting {
+    /// From now on it looks at the content.
+    pub(crate) fn walks(&mut self) {
+        self.walks_since = Some(Instant::now());
+    }
+
     /// Says that this account is counted beside those that take less time, and ends the count.
     pub(crate) fn takes_long(self) {
         self.ledger.state.lock().is_large = true;
@@ -330,7 +337,10 @@ impl Counting {
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        let took = self.began_at.elapsed();
+        // Once the quota is used up there is little to take in, and guests wait for the next count.
+        let is_used_up = self.ledger.is_used_up.load(Ordering::Relaxed);
+        let since = self.walks_since.filter(|_| is_used_up);
+        let took = since.unwrap_or(self.began_at).elapsed();
         let mut state = self.ledger.state.lock();
         state.last_try = Some((Instant::now(), took));
     }

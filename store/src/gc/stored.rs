@@ -213,6 +213,8 @@ impl Sample {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use super::*;
     use crate::tests::{Random, seed};
 
@@ -222,7 +224,7 @@ mod tests {
         let mut random = Random::new(seed);
         for (count, most) in [(1000, 1001), (100_000, 20_000)] {
             let chunks: Vec<_> = (0..count)
-                .map(|_| (random.next(), 1 + random.below(64) as u32))
+                .map(|_| (random.next(), u32::try_from(1 + random.below(64)).unwrap()))
                 .collect();
             let mut sample = Sample::new(most);
             for (hash, blocks) in chunks.iter().chain(&chunks) {

@@ -234,6 +234,13 @@ pub(crate) fn given<R: Owned>(
 ) -> Result<(Vec<Change>, R)> {
     check_owner(meta, to)?;
     let mut record = R::find(meta, &Key::Id(id.clone()))?;
+    if record.keys().owner == to {
+        let what = R::KIND.what;
+        return Err(Error::Invalid(format!(
+            "{what} {:?} belongs to that account already; name others' by their ids",
+            record.label()
+        )));
+    }
     record.give(to);
     if let Some(taken) = record.taken_by(meta)? {
         return Err(taken.name_taken_error());

@@ -125,10 +125,10 @@ impl Store {
                 })
             };
             if let Some(volume) = first::<VolumeRecord>(meta, id)? {
-                return owns("volume", volume.label().into_owned());
+                return owns("volume", volume.id.to_string());
             }
             if let Some(snapshot) = first::<SnapshotRecord>(meta, id)? {
-                return owns("snapshot", snapshot.label().into_owned());
+                return owns("snapshot", snapshot.id.to_string());
             }
             let remotes = meta.all::<RemoteRecord>()?;
             if let Some(remote) = remotes.iter().find(|remote| remote.owner == id) {

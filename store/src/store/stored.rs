@@ -57,14 +57,17 @@ impl Store {
         let Some((due, ledger)) = self.engine.ledgers.due(are_large) else {
             return false;
         };
-        let counting = ledger.begin_count();
-        let has_journals = match due {
-            // Its guests' writes may be over others.
-            Due::Urgent => self.volumes.take_in(ledger.account).await,
-            Due::Later => false,
+        let mut counting = ledger.begin_count();
+        let counted = async {
+            let has_journals = match due {
+                // Its guests' writes may be over others.
+                Due::Urgent => self.volumes.take_in(ledger.account).await?,
+                Due::Later => false,
+            };
+            counting.walks();
+            Ok((self.counted(pace, &ledger).await?, has_journals))
         };
-        let counted = self.counted(pace, &ledger);
-        let counted = match are_large {
+        let counted: Result<_> = match are_large {
             true => counted.await,
             false => match timeout(limits::STORED_COUNT_LARGE, counted).await {
                 Ok(counted) => counted,
@@ -75,7 +78,7 @@ impl Store {
             },
         };
         match counted {
-            Ok(count) => counting.end(count, has_journals),
+            Ok((count, has_journals)) => counting.end(count, has_journals),
             Err(error) => {
                 let account = ledger.account;
                 tracing::warn!(%account, %error, "what an account stores was not counted");

@@ -19,7 +19,7 @@ use crate::{
     Error, Result,
     io::offload,
     limits,
-    meta::{AccountId, Key, VolumeId, VolumeKey, VolumeRecord},
+    meta::{Key, VolumeId, VolumeKey, VolumeRecord},
 };
 
 /// The open volumes of a store.
@@ -59,29 +59,16 @@ impl OpenVolumes {
         Opening { handle, slot }
     }
 
-    fn all(&self) -> Vec<Volume> {
+    /// The volume with the largest map, of those without a checkpoint under way.
+    pub(super) fn largest_map(&self) -> Option<Volume> {
         let slots: Vec<_> = self.0.lock().values().cloned().collect();
         let open = slots.iter().filter_map(|slot| {
             let handle = slot.handle.try_lock().ok()?.upgrade()?;
             Some(Volume(handle))
         });
-        open.collect()
-    }
-
-    /// The volume with the largest map, of those without a checkpoint under way.
-    pub(super) fn largest_map(&self) -> Option<Volume> {
-        self.all()
-            .into_iter()
-            .filter(|volume| !volume.inner().checkpoints.is_under_way())
+        open.filter(|volume| !volume.inner().checkpoints.is_under_way())
             .max_by_key(Volume::map_bytes)
             .filter(|volume| volume.map_bytes() > 0)
-    }
-
-    /// The open volumes that belong to an account.
-    pub(super) fn of(&self, account: AccountId) -> Vec<Volume> {
-        let mut all = self.all();
-        all.retain(|volume| volume.inner().ledger.read().account == account);
-        all
     }
 
     /// The volume, if it is open.

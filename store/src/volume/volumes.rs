@@ -7,7 +7,6 @@ use tokio::sync::Semaphore;
 use super::{ClosedJournals, FilePool, MapMemory, OpenVolumes, PendingSnapshots};
 use crate::{
     engine::{Engine, SpaceReserve},
-    format::AccountId,
     limits,
 };
 
@@ -56,27 +55,6 @@ impl Volumes {
                 limits::CHECKPOINT_SEGMENTS_IN_FLIGHT,
             )),
         })
-    }
-}
-
-impl Volumes {
-    /// Takes what is in the journals of an account's open volumes into the store, as far as
-    /// possible. Returns true if there is nothing of what was written before left in them.
-    pub(crate) async fn take_in(self: &Arc<Self>, account: AccountId) -> bool {
-        let mut is_all = true;
-        for volume in self.open.of(account) {
-            // To ask for it would try its pending snapshot again.
-            if volume.inner().checkpoints.watch().borrow().is_stalled() {
-                is_all = false;
-                continue;
-            }
-            if let Err(error) = self.content_now(&volume).await {
-                let volume = &*volume.inner().name;
-                tracing::debug!(volume, %error, "the journal is not counted to its account");
-                is_all = false;
-            }
-        }
-        is_all
     }
 }
 

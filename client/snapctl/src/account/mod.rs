@@ -201,8 +201,13 @@ impl Accounts {
             }
             Self::Set(Set { account, change }) => {
                 let client = options.connect().await?;
+                let has_quotas = !change.quotas.is_empty();
                 let updated = client.update_account(&account, change.into()).await?;
-                show(&updated, options)
+                show(&updated, options)?;
+                if has_quotas {
+                    quota::remark_on_use(&client.account(&updated.id).await?, options);
+                }
+                Ok(())
             }
             Self::Disable { account } => {
                 set_state(&account, AccountState::Disabled, "disabled", options).await

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use varve_client::{Account, AccountQuota, PublicAccessBlock, Quota};
 
-use crate::{output::size, size::parse_bytes};
+use crate::{Options, output::size, size::parse_bytes};
 
 /// The quotas that can be set.
 const QUOTAS: [Quota; 6] = [
@@ -88,6 +88,28 @@ pub(super) fn in_json(quotas: &[AccountQuota]) -> BTreeMap<&'static str, QuotaJs
     quotas.collect()
 }
 
+/// Says what a limit that is reached already means from now on: it may be lower than was meant.
+pub(super) fn remark_on_use(account: &Account, options: &Options) {
+    for quota in &account.quotas {
+        let (Some(limit), Some(used)) = (quota.limit, quota.used) else {
+            continue;
+        };
+        match quota.quota {
+            Quota::StoredBytes if used >= limit => options.remark(format_args!(
+                "{} are stored, and the quota is {}: uploads and writes of guests are refused \
+                 from now on",
+                size(used),
+                size(limit)
+            )),
+            other if used > limit => options.remark(format_args!(
+                "{used} {} are there, and the quota is {limit}: they stay, and no more can be made",
+                other.as_str().replace('_', " ")
+            )),
+            _ => {}
+        }
+    }
+}
+
 /// The limits of an account, for people.
 pub(super) fn facts(account: &Account) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
@@ -105,6 +127,9 @@ pub(super) fn facts(account: &Account) -> Vec<(&'static str, String)> {
         let limit = show(limit);
         facts.push(match quota.used.map(show) {
             Some(used) => ("Quota", format!("{used} of {limit} {name}")),
+            None if quota.quota == Quota::StoredBytes => {
+                ("Quota", format!("{limit} {name}, not counted yet"))
+            }
             None => ("Quota", format!("{limit} {name}")),
         });
     }

@@ -38,8 +38,8 @@ pub(crate) enum Tokens {
 /// Arguments of `account token create`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Standard output has nothing but the token, so `> FILE` works; --output-file makes a file that only \
-its owner can read, as --token-file needs it.")]
+Standard output has nothing but the token. --output-file makes a file that only its owner can read, \
+as --token-file needs it.")]
 pub(crate) struct Create {
     /// Id, name or alias [default: your own account]
     account: Option<String>,

@@ -158,6 +158,13 @@ impl<I> Uploads<I> {
         open.values().filter(|it| it.account == account).count() as u64
     }
 
+    /// An open upload of an account.
+    pub(in crate::service) fn one_of(&self, account: AccountId) -> Option<String> {
+        let open = self.open.lock();
+        let mut own = open.iter().filter(|(_, it)| it.account == account);
+        own.next().map(|(id, _)| id.clone())
+    }
+
     /// Adds an upload. Returns its id.
     pub(in crate::service) fn open(&self, ingest: I, uploader: &Uploader) -> Result<String, Error> {
         let id = random_id()?;

@@ -11,7 +11,7 @@ use crate::{
     Error, ListPlace, ListQuery, Result,
     io::offload,
     limits,
-    meta::{Key, VolumeId, VolumeRecord},
+    meta::{AccountId, Key, VolumeId, VolumeRecord},
     volume::{Volumes, journal::last_journal_file, volume::Volume},
 };
 
@@ -65,6 +65,47 @@ impl Volumes {
                     Err(error) => {
                         tracing::warn!(volume = name, %error, "its idle journal was not \
                              checkpointed");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the journals of an account's volumes into the store, as far as possible. Returns true
+    /// if there is nothing of what was written before left in them.
+    pub(crate) async fn take_in(self: &Arc<Self>, account: AccountId) -> Result<bool> {
+        let (mut is_all, mut after) = (true, None);
+        loop {
+            let query = ListQuery {
+                owner: Some(account),
+                after: after.take(),
+                limit: limits::PAGE_MAX,
+                ..ListQuery::default()
+            };
+            let records: Vec<VolumeRecord> = self.engine.list(query).await?;
+            let Some(last) = records.last() else {
+                return Ok(is_all);
+            };
+            after = Some(ListPlace::of(last));
+            for record in records {
+                let name = record.label().into_owned();
+                let taken = match self.open.get(record.id) {
+                    // To ask for it would try its pending snapshot again.
+                    Some(volume) if volume.inner().checkpoints.is_stalled() => {
+                        is_all = false;
+                        continue;
+                    }
+                    Some(volume) => self.content_now(&volume).await.map(drop),
+                    None => {
+                        let idle = limits::JOURNAL_IDLE;
+                        self.empty_journal(record, idle, &mut Tried::new()).await
+                    }
+                };
+                match taken {
+                    Ok(()) | Err(Error::NotFound { .. }) => {}
+                    Err(error) => {
+                        is_all = false;
+                        tracing::debug!(volume = name, %error, "its journal is not counted");
                     }
                 }
             }

@@ -105,13 +105,8 @@ pub(in crate::volume) struct Pace {
 
 impl Pace {
     /// Returns true if the job makes progress, so that waiting for its end makes sense.
-    pub(in crate::volume) const fn goes_on(self) -> bool {
+    pub(in crate::volume) fn goes_on(self) -> bool {
         self.jobs > 0 && !self.is_stalled
-    }
-
-    /// Returns true if its jobs wait for the next attempt.
-    pub(in crate::volume) const fn is_stalled(self) -> bool {
-        self.is_stalled
     }
 }
 
@@ -135,6 +130,11 @@ impl Checkpoints {
     /// Returns true if a checkpoint is under way.
     pub(in crate::volume) fn is_under_way(&self) -> bool {
         self.pace.borrow().goes_on()
+    }
+
+    /// Returns true if the jobs wait for the next attempt.
+    pub(in crate::volume) fn is_stalled(&self) -> bool {
+        self.pace.borrow().is_stalled
     }
 
     /// Tries nothing again from now on.
