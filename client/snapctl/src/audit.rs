@@ -96,7 +96,8 @@ impl Audit {
             ));
         }
         const HEADINGS: [&str; 9] = [
-            "TIME", "ACCOUNT", "IDENTITY", "+FROM", "ACTION", "ON", "RESULT", "+CHANGED", "+MESSAGE",
+            "TIME", "ACCOUNT", "IDENTITY", "+FROM", "ACTION", "ON", "RESULT", "+CHANGED",
+            "+MESSAGE",
         ];
         let mut table = output::table(&HEADINGS, options.output);
         for event in &events {

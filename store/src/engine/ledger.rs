@@ -14,6 +14,7 @@
 use std::{
     collections::HashMap,
     hash::RandomState,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -124,7 +125,7 @@ impl Ledgers {
         for ledger in all.values() {
             ledger.limit(quotas.remove(&ledger.account));
         }
-        self.set.notify_one();
+        self.set.notify_waiters();
         Ok(())
     }
 
@@ -152,8 +153,14 @@ impl Ledgers {
 
     /// Waits while no account has a quota.
     pub(crate) async fn wanted(&self) {
-        while !self.all.lock().values().any(|ledger| ledger.has_quota()) {
-            self.set.notified().await;
+        loop {
+            let mut set = pin!(self.set.notified());
+            // From here on this sees every call of `set`.
+            set.as_mut().enable();
+            if self.all.lock().values().any(|ledger| ledger.has_quota()) {
+                return;
+            }
+            set.await;
         }
     }
 }
@@ -483,6 +490,18 @@ mod tests {
         assert!(ledgers.due(true).is_some());
         ledgers.set(|| Ok(Vec::new())).unwrap();
         assert!(ledgers.due(true).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_quota_wakes_all_that_wait_for_one() {
+        let ledgers = Ledgers::default();
+        let account = limited(Some(1));
+        let both = async { tokio::join!(ledgers.wanted(), ledgers.wanted()) };
+        let set = async {
+            tokio::task::yield_now().await;
+            ledgers.set(|| Ok(vec![account])).unwrap();
+        };
+        tokio::join!(both, set);
     }
 
     #[test]
