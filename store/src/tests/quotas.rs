@@ -197,25 +197,23 @@ impl Model {
             }
             (6, Some(volume), _) => {
                 let (from, is_attached) = self.volumes[&volume];
-                let gains = if from == owner {
-                    Holdings::default()
-                } else {
-                    VOLUME
-                };
                 let given = store.give_volume(&volume_key(volume), id(owner)).await;
-                if is_attached {
+                if from == owner {
+                    assert!(matches!(given, Err(Error::Invalid(_))), "{given:?}");
+                } else if is_attached {
                     assert!(matches!(given, Err(Error::Attached { .. })), "{given:?}");
-                } else if self.check(owner, gains, given).is_some() {
+                } else if self.check(owner, VOLUME, given).is_some() {
                     self.volumes.insert(volume, (owner, false));
                 }
             }
             (7, _, Some(snapshot)) => {
                 let from = self.snapshots[&snapshot];
-                let gains = snapshots(usize::from(from != owner));
                 let given = store
                     .give_snapshot(&snapshot_key(snapshot), id(owner))
                     .await;
-                if self.check(owner, gains, given).is_some() {
+                if from == owner {
+                    assert!(matches!(given, Err(Error::Invalid(_))), "{given:?}");
+                } else if self.check(owner, snapshots(1), given).is_some() {
                     self.snapshots.insert(snapshot, owner);
                 }
             }

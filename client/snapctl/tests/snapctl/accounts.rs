@@ -72,11 +72,11 @@ fn accounts_are_made_changed_and_deleted() {
     assert_eq!(
         text(
             "account set www --quota snapshots=9 --quota volumes=none --quota \
-             attached-volumes=0 --block-public-access new-sharing"
+             attached-volumes=3 --block-public-access new-sharing"
         ),
         "Name      www\nId        000000000001\nState     active\n\
          Created   2023-11-14T22:13:20Z\nIdentity  cert:CN=web,O=Shop\nIdentity  gid:7\n\
-         Quota     3 of 9 snapshots\nQuota     3 of 0 attached volumes\n\
+         Quota     3 of 9 snapshots\nQuota     3 of 3 attached volumes\n\
          Blocked   new sharing with everybody\n"
     );
     let limited = in_json(&daemon, "account show www");
@@ -85,8 +85,16 @@ fn accounts_are_made_changed_and_deleted() {
         limited["quotas"],
         json!({
             "snapshots": { "limit": 9, "used": 3 },
-            "attached_volumes": { "limit": 0, "used": 3 },
+            "attached_volumes": { "limit": 3, "used": 3 },
         })
+    );
+    // A limit below what is there may be a slip.
+    let low = ["account", "set", "www", "--quota", "snapshots=2"];
+    let (code, _, said) = run(&daemon, &low);
+    assert_eq!(code, 0);
+    assert!(
+        said.contains("3 snapshots are there, and the quota is 2"),
+        "{said}"
     );
     let open = "account set www --quota snapshots=none --quota attached-volumes=none \
                 --block-public-access off";

@@ -168,7 +168,7 @@ fn account_record_with_limits_is_pinned() {
         (end, 0, "public access of an account"),
         (end, 4, "public access of an account"),
         (end + 5, 0, "quota of an account"),
-        (end + 14, 6, "quota of an account"),
+        (end + 14, 7, "quota of an account"),
         (end + 14, 1, "a quota behind volumes"),
     ] {
         let mut wrong = bytes.clone();
