@@ -31,6 +31,7 @@ fn pages_of_many_owners() {
         let ingest = store.begin_ingest(new_snapshot("first", 1)).await.unwrap();
         let root = super::cut(&[0]).root;
         let first = ingest.commit(root).await.unwrap();
+        drop(ingest);
         let numbers: Vec<_> = (0..SNAPSHOTS).collect();
         for part in numbers.chunks(500) {
             let changes: Vec<_> = part
