@@ -475,8 +475,8 @@ impl Service {
 }
 
 /// Checks that identities may be an account's: root and the daemon's user always are the
-/// administrator, so another account would never see them.
-/// Checks that identities do not belong to the administrator, and that certificates can have them.
+/// administrator, so another account would never see them. A subject that no certificate can have
+/// would never be seen either.
 fn check_identities(directory: &Directory, identities: &[Identity]) -> Result<()> {
     for identity in identities {
         let problem = match identity {

@@ -1,9 +1,8 @@
 //! What accounts store, against their quotas of stored bytes.
 //!
 //! What an account stores is known when its content is counted
-//! ([`gc::stored`](crate::gc::stored)). Between counts it is known only that it cannot be more than
-//! the last count and all that was written since. So a ledger adds up what comes in, to tell when
-//! the next count is due, and refuses by the last count:
+//! ([`gc::stored`](crate::gc::stored)). Between counts a ledger adds up what comes in and what
+//! checkpoints store, to tell when the next count is due, and refuses by the last count:
 //!
 //! - uploads, as soon as it and the chunks of all uploads under way pass the quota,
 //! - writes of guests, once it has reached the quota.
@@ -50,7 +49,8 @@ pub(crate) struct Ledgers {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     pub(crate) account: AccountId,
-    /// Bytes that guests have written, and that no count is sure to have.
+    /// Bytes that guests have written and checkpoints have stored, and that no count is sure to
+    /// have.
     written_bytes: AtomicU64,
     /// Plain bytes of the chunks of uploads that have ended since the last count began.
     uploaded_bytes: AtomicU64,
