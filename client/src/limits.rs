@@ -96,6 +96,8 @@ pub(crate) const READ_LEAF_FETCHES: usize = 3;
 /// Groups of chunks of a read, of at most one segment's bytes each, that are under way at one time:
 /// enough to cover the time that they are on their way.
 pub(crate) const READ_GROUPS: usize = 4;
+/// Segments whose chunks a daemon takes in one question for what is missing.
+pub(crate) const FIND_SEGMENTS_MAX: usize = 64;
 /// Segments that an upload on a base cuts again at one time.
 pub(crate) const BASED_SEGMENTS: usize = 4;
 

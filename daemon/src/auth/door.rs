@@ -22,7 +22,7 @@ use varve_store::AccountId;
 
 use super::{
     Caller, Directory, Principal, Rates, TokenError, TooFast,
-    audit::{Audit, AuditError, Event, OK},
+    audit::{self, Audit, AuditError, Event, OK},
     policy::{Denied, counts, is_change, is_relief, permit},
     token::without_tokens,
 };
@@ -234,7 +234,7 @@ impl Door {
         audit.refuse(&Event {
             from: &caller.peer().to_string(),
             face: &caller.face().to_string(),
-            action: "ShowToken",
+            action: audit::SHOW_TOKEN,
             result: ErrorKind::Unauthenticated.name(),
             message: Some(&error.to_string()),
             ..Event::default()

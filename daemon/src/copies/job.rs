@@ -80,7 +80,9 @@ struct Known {
     phase: State,
     /// Bytes that had arrived when the last record was written.
     recorded_bytes: u64,
-    /// The most data that any attempt had at its end.
+    /// Data that the attempt has got beside what was there before.
+    got_data_bytes: u64,
+    /// The most of that of any attempt at its end.
     furthest_data_bytes: u64,
     /// Received bytes that are not known to be durable.
     unflushed_bytes: u64,
@@ -169,6 +171,7 @@ impl Job {
             known: Mutex::new(Known {
                 phase: State::Queued,
                 recorded_bytes: record.received_bytes,
+                got_data_bytes: 0,
                 furthest_data_bytes: 0,
                 record,
                 unflushed_bytes: 0,
@@ -235,7 +238,9 @@ impl Job {
 
     /// Begins an attempt that has found the snapshot at the source.
     pub(super) fn found(&self, name: &str, root: &Root, data_bytes: u64) {
-        let record = &mut self.known.lock().record;
+        let mut known = self.known.lock();
+        known.got_data_bytes = 0;
+        let record = &mut known.record;
         record.name = name.to_owned();
         record.root = Some(root.id());
         record.size_bytes = root.size_bytes;
@@ -266,9 +271,8 @@ impl Job {
         if known.record.owner == AccountId::ADMINISTRATOR {
             return known.record.received_bytes > received_bytes_before;
         }
-        let done = known.record.done_data_bytes;
-        let further = done > known.furthest_data_bytes;
-        known.furthest_data_bytes = known.furthest_data_bytes.max(done);
+        let further = known.got_data_bytes > known.furthest_data_bytes;
+        known.furthest_data_bytes = known.furthest_data_bytes.max(known.got_data_bytes);
         further
     }
 
@@ -277,12 +281,19 @@ impl Job {
         self.known.lock().unflushed_bytes = 0;
     }
 
-    /// Counts data of the snapshot as present here.
+    /// Counts data of the snapshot as present here: this attempt has got it.
     pub(super) fn done(&self, data_bytes: u64) {
+        let mut known = self.known.lock();
+        known.record.done_data_bytes += data_bytes;
+        known.got_data_bytes += data_bytes;
+    }
+
+    /// Counts data that was here before, and may be part of the snapshot.
+    pub(super) fn based(&self, data_bytes: u64) {
         self.known.lock().record.done_data_bytes += data_bytes;
     }
 
-    /// Takes off data that was counted but is not part of the snapshot.
+    /// Takes off data that was here before but is not part of the snapshot.
     pub(super) fn undone(&self, data_bytes: u64) {
         let record = &mut self.known.lock().record;
         record.done_data_bytes = record.done_data_bytes.saturating_sub(data_bytes);
@@ -349,7 +360,7 @@ impl Job {
         let mut why = self.shortened(error);
         if gave_up {
             let hours = COPY_FRUITLESS_MAX.as_secs() / 3600;
-            why = format!("nothing has arrived for {hours} hours: {why}");
+            why = format!("the copy has got no further for {hours} hours: {why}");
         }
         known.record.last_error = why;
         known.record.last_error_code = error.kind().number();
@@ -424,7 +435,7 @@ mod tests {
         job.fail(&away, true);
         assert_eq!(
             job.record().last_error,
-            "nothing has arrived for 24 hours: it is away"
+            "the copy has got no further for 24 hours: it is away"
         );
     }
 
@@ -445,6 +456,14 @@ mod tests {
         for (done, further) in [(0, false), (40, true), (40, false), (30, false), (41, true)] {
             job.found("web", &root, 100);
             job.received(1, 10);
+            job.done(done);
+            assert_eq!(job.got_further(0), further, "{done}");
+        }
+        // What a base has is no progress, and what it has beside the snapshot does not hide any.
+        for (done, further) in [(41, false), (42, true)] {
+            job.found("web", &root, 100);
+            job.based(90);
+            job.undone(70);
             job.done(done);
             assert_eq!(job.got_further(0), further, "{done}");
         }

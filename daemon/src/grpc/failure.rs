@@ -21,6 +21,15 @@ pub(super) enum Failure {
     /// transport's.
     #[error("{}", .0.message())]
     Receive(Status),
+    /// There was no room for the answer of an operation that was carried out.
+    #[error(
+        "the call was carried out, and there was no room for its answer of {bytes} bytes: look at \
+         what it made"
+    )]
+    Unanswered {
+        /// Length of the answer.
+        bytes: usize,
+    },
     /// The client does not take the answer.
     #[error("the client took nothing of the answer for {seconds} seconds")]
     Untaken {
@@ -47,7 +56,7 @@ impl Failure {
         match self {
             Self::Service(error) => error.pushback(),
             Self::Untaken { .. } => Some(limits::BUSY_PUSHBACK),
-            Self::Receive(_) => None,
+            Self::Unanswered { .. } | Self::Receive(_) => None,
         }
     }
 }
@@ -57,6 +66,7 @@ impl Classified for Failure {
         match self {
             Self::Service(error) => error.kind(),
             Self::Untaken { .. } => ErrorKind::ResourceExhausted,
+            Self::Unanswered { .. } => ErrorKind::Unavailable,
             Self::Receive(status) => kind(status.code()),
         }
     }

@@ -131,7 +131,7 @@ impl Shown {
 }
 
 /// A subject as [`Shown::subject`] would have it; `None` for a text that is none, such as one with
-/// spaces around its parts. Values stay as they are: only a certificate tells how they are encoded.
+/// spaces around its parts, or with names of attributes that nobody knows.
 #[must_use]
 pub fn written_subject(subject: &str) -> Option<String> {
     let mut is_escaped = false;
@@ -149,10 +149,14 @@ pub fn written_subject(subject: &str) -> Option<String> {
     if !parts.all(is_part) {
         return None;
     }
-    // Short names of attributes have one spelling.
-    let written = RdnSequence::from_str(subject).ok().map(|it| it.to_string());
-    let written = written.filter(|written| written.eq_ignore_ascii_case(subject));
-    Some(written.unwrap_or_else(|| subject.to_owned()))
+    let written = RdnSequence::from_str(subject).ok()?.to_string();
+    // Names of attributes have one spelling, and so have values, unless only a certificate tells how
+    // they are encoded.
+    let is_of_certificate = written.contains("=#") && !subject.contains("=#");
+    Some(match is_of_certificate {
+        true => subject.to_owned(),
+        false => written,
+    })
 }
 
 /// The ALPN protocol that gRPC clients request and get.
@@ -360,13 +364,19 @@ mod tests {
         for same in [
             "CN=backup,O=Example",
             "O=Example\\, Inc.,CN=a",
-            "O=\\#x+CN=y",
+            "CN=y+O=\\#x",
             "2.5.4.97=#0c0161",
             "SERIALNUMBER=abc_1",
         ] {
             assert_eq!(written_subject(same).as_deref(), Some(same));
         }
-        assert_eq!(written_subject("cn=backup").as_deref(), Some("CN=backup"));
+        for (other, written) in [
+            ("cn=backup", "CN=backup"),
+            ("O=\\#x+CN=y", "CN=y+O=\\#x"),
+            ("CN=M\\C3\\BCller", "CN=Müller"),
+        ] {
+            assert_eq!(written_subject(other).as_deref(), Some(written));
+        }
         let openssl = "CN = backup, O = Example";
         for none in [
             "",
@@ -377,6 +387,8 @@ mod tests {
             " CN=a",
             "CN= a",
             "CN=a,",
+            "subject=CN=a",
+            "unheardOf=a,CN=b",
         ] {
             assert_eq!(written_subject(none), None, "{none:?}");
         }

@@ -208,6 +208,7 @@ impl Service {
         let on = [Resource::Account(account)];
         let (store, sight) = (self.store().clone(), self.sight(caller));
         let accounts = self.0.parts.accounts.clone();
+        let uploads = Arc::clone(&self.0.parts.uploads);
         let account = account.to_owned();
         let action = match asked.only_restricts() {
             true => Action::RestrictAccount,
@@ -262,6 +263,9 @@ impl Service {
                 Ok(())
             };
             let record = accounts.change(store.update_account(id, update)).await?;
+            if record.state == AccountState::Disabled {
+                uploads.drop_of(id);
+            }
             Ok(UpdatedAccount { record, what })
         };
         let call = (caller, action);
@@ -293,15 +297,10 @@ impl Service {
         let account = account.to_owned();
         let change = async move {
             let id = sight.known(&account)?;
-            // It would be one of the next account with this id.
-            if let Some(upload) = uploads.one_of(id) {
-                return Err(Error::Store(StoreError::OwnsRecords {
-                    account,
-                    what: "upload",
-                    name: upload,
-                }));
-            }
-            Ok(accounts.change(store.delete_account(id)).await?)
+            let deleted = accounts.change(store.delete_account(id)).await?;
+            // They would be those of the next account with this id.
+            uploads.drop_of(id);
+            Ok(deleted)
         };
         let call = (caller, Action::DeleteAccount);
         self.change(call, &on, change, |attempt, deleted: &AccountRecord| {

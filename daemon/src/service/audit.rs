@@ -60,8 +60,8 @@ impl Service {
     ) -> Result<AuditPage> {
         let sight = self.sight(caller);
         self.pass(caller, Action::ReadAudit, &[], async {
-            let own = [audit::LOST, audit::UNSYNCED];
-            let is_known = |action: &str| Action::is_name(action) || own.contains(&action);
+            let is_known =
+                |action: &str| Action::is_name(action) || audit::EVENTS.contains(&action);
             if let Some(action) = query.action.as_deref().filter(|it| !is_known(it)) {
                 let problem = format!(
                     "there is no action {action:?}; actions are named as the calls, such as \

@@ -70,6 +70,8 @@ struct State {
     last_try: Option<(Instant, Duration)>,
     /// A count takes long.
     is_large: bool,
+    /// How often the quota was taken away.
+    settings: u64,
 }
 
 #[derive(Debug)]
@@ -185,7 +187,10 @@ impl Ledger {
         let mut state = self.state.lock();
         // Without a quota nobody counts: the figure would be old when there is one again.
         if quota.is_none() {
-            *state = State::default();
+            *state = State {
+                settings: state.settings + 1,
+                ..State::default()
+            };
         }
         state.quota = quota;
         self.compare(&state);
@@ -284,6 +289,7 @@ impl Ledger {
             ledger: Arc::clone(self),
             began_at: Instant::now(),
             walks_since: None,
+            settings: self.state.lock().settings,
             written_bytes: self.written_bytes.load(Ordering::Acquire),
             uploaded_bytes: self.uploaded_bytes.load(Ordering::Acquire),
         }
@@ -310,6 +316,7 @@ pub(crate) struct Counting {
     ledger: Arc<Ledger>,
     began_at: Instant,
     walks_since: Option<Instant>,
+    settings: u64,
     written_bytes: u64,
     uploaded_bytes: u64,
 }
@@ -325,10 +332,14 @@ impl Counting {
         self.ledger.state.lock().is_large = true;
     }
 
-    /// Notes the outcome. What guests had written before is part of it if `has_journals`.
+    /// Notes the outcome, unless the quota was taken away meanwhile. What guests had written before
+    /// is part of it if `has_journals`.
     pub(crate) fn end(self, count: Count, has_journals: bool) {
         let ledger = &self.ledger;
         let mut state = ledger.state.lock();
+        if state.settings != self.settings {
+            return;
+        }
         state.counted = Some(count);
         let uploaded = &ledger.uploaded_bytes;
         uploaded.fetch_sub(self.uploaded_bytes, Ordering::Relaxed);
@@ -446,6 +457,23 @@ mod tests {
         ledger.write(7).unwrap_err();
         ledgers.set(|| Ok(Vec::new())).unwrap();
         ledger.write(7).unwrap();
+    }
+
+    #[test]
+    fn a_count_of_a_quota_that_was_taken_away_is_dropped() {
+        let (ledgers, ledger) = ledger(100);
+        drop(ledger.begin_upload());
+        let (counting, other) = (ledger.begin_count(), ledger.begin_count());
+        let of_old = Count { bytes: 100, of: 0 };
+        ledgers.set(|| Ok(Vec::new())).unwrap();
+        counting.end(of_old, true);
+        assert_eq!(ledger.stored_bytes(), None);
+        ledgers.set(|| Ok(vec![limited(Some(100))])).unwrap();
+        other.end(of_old, true);
+        assert_eq!(ledger.stored_bytes(), None);
+        ledger.check().unwrap();
+        count(&ledger, 7);
+        assert_eq!(ledger.stored_bytes(), Some(7));
     }
 
     #[test]

@@ -34,8 +34,6 @@ pub(crate) enum Owner {
     Record {
         kind: &'static Kind,
         id: OwnerId,
-        /// The account that it belongs to.
-        account: AccountId,
         /// Its name, or its id if it has no name.
         label: Box<str>,
     },
@@ -79,14 +77,6 @@ impl Owner {
         }
     }
 
-    /// The account that the record belongs to.
-    pub(crate) const fn account(&self) -> Option<AccountId> {
-        match self {
-            Self::Record { account, .. } => Some(*account),
-            Self::Pin => None,
-        }
-    }
-
     /// Names the owner in an error of damage.
     pub(super) fn named(&self, error: Error) -> Error {
         match (self, error) {
@@ -109,7 +99,7 @@ impl Owner {
 /// Errors of reading the catalog.
 pub(crate) async fn collect(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
     let pins = engine.pins.look();
-    let mut roots = of_records(engine).await?;
+    let mut roots = of_records(engine, None).await?;
     let pinned = pins.roots().into_iter();
     roots.extend(pinned.map(|root| RootOwner {
         root,
@@ -129,17 +119,21 @@ pub(crate) fn have_gone(engine: &Engine, roots: &[RootOwner]) -> bool {
     pinned.any(|it| engine.pins.count(it.root) == 0)
 }
 
-/// The roots of all records of all kinds. Each kind lists the roots that its records name, so a new
-/// kind cannot be forgotten. Takes some 100 bytes for each root.
+/// The roots of all records of all kinds, of this account if one is given. Each kind lists the
+/// roots that its records name, so a new kind cannot be forgotten. Takes some 100 bytes for each
+/// root.
 ///
 /// # Errors
 ///
 /// Errors of reading the catalog.
-pub(crate) async fn of_records(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
+pub(crate) async fn of_records(
+    engine: &Arc<Engine>,
+    only: Option<AccountId>,
+) -> Result<Vec<RootOwner>> {
     let mut tries = engine.disk.patience().tries();
     loop {
         let meta = Arc::clone(&engine.meta);
-        match offload(move || roots_now(&*meta)).await? {
+        match offload(move || roots_now(&*meta, only)).await? {
             Err(error) if error.is_shortage() && tries.again(&error).await => {}
             roots => return roots,
         }
@@ -147,12 +141,15 @@ pub(crate) async fn of_records(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
 }
 
 /// The roots of all records, at one moment.
-fn roots_now(meta: &dyn Meta) -> Result<Vec<RootOwner>> {
+fn roots_now(meta: &dyn Meta, only: Option<AccountId>) -> Result<Vec<RootOwner>> {
     let mut roots = Vec::new();
     meta.view_catalog(&mut |view| {
         for kind in Kinds::ALL.iter() {
             let mut undecodable = None;
             view.all_entries(kind, &mut |entry| match entry.keys() {
+                Ok(keys) if only.is_some_and(|only| only != keys.owner) => {
+                    ControlFlow::Continue(())
+                }
                 Ok(keys) => {
                     roots.extend(keys.roots.iter().map(|root| RootOwner {
                         root: *root,
@@ -162,7 +159,6 @@ fn roots_now(meta: &dyn Meta) -> Result<Vec<RootOwner>> {
                                 kind: kind.number,
                                 key: keys.id.clone().into(),
                             },
-                            account: keys.owner,
                             label: keys.label().into(),
                         },
                     }));

@@ -52,8 +52,7 @@ pub(crate) struct OwnRoots {
 ///
 /// Errors of reading the catalog.
 pub(crate) async fn roots_of(engine: &Arc<Engine>, account: AccountId) -> Result<OwnRoots> {
-    let mut roots = roots::of_records(engine).await?;
-    roots.retain(|root| root.owner.account() == Some(account));
+    let mut roots = roots::of_records(engine, Some(account)).await?;
     let id = |it: &RootOwner| *it.root.as_bytes();
     roots.sort_unstable_by_key(id);
     roots.dedup_by_key(|it| id(it));
@@ -63,8 +62,8 @@ pub(crate) async fn roots_of(engine: &Arc<Engine>, account: AccountId) -> Result
 }
 
 /// Counts the plain bytes of the chunks that these roots reach, and the blocks that their leaves
-/// take. What is below a node that is missing or damaged is left out: the record with the root may
-/// be gone by now, and its content.
+/// take. What is below a node that is missing, damaged or unreadable is left out: the record with
+/// the root may be gone by now, and its content.
 ///
 /// # Errors
 ///
@@ -83,13 +82,13 @@ pub(crate) async fn stored_bytes(
     });
     let ranks = Arc::new(Ranks::default());
     match Box::pin(walk(engine, &ranks, pace, &own.roots, &counter)).await {
-        Err(Error::Damaged(_)) => {
+        Err(Error::Damaged(_) | Error::Io { .. }) => {
             counter.leaves.forget();
             counter.inners.forget();
             for root in own.roots.chunks(1) {
                 match Box::pin(walk(engine, &ranks, pace, root, &counter)).await {
-                    Err(Error::Damaged(damage)) => {
-                        tracing::info!(%damage, "an account is counted without this");
+                    Err(error @ (Error::Damaged(_) | Error::Io { .. })) => {
+                        tracing::debug!(%error, "an account is counted without this");
                         // What it has seen of the others' nodes was not walked to its end.
                         counter.leaves.forget();
                         counter.inners.forget();

@@ -48,7 +48,7 @@ impl Store {
         }
         let work = async {
             let _stocktaking = self.engine.take_stock().await;
-            let roots = roots::of_records(&self.engine).await?;
+            let roots = roots::of_records(&self.engine, None).await?;
             let is_asked = |root: &roots::RootOwner| {
                 let record = root.owner.record();
                 record.is_some_and(|record| asked.contains(record))
@@ -89,7 +89,7 @@ impl Store {
         }
         let work = async {
             let _stocktaking = self.engine.take_stock().await;
-            let roots = roots::of_records(&self.engine).await?;
+            let roots = roots::of_records(&self.engine, None).await?;
             let pace = Pace::new(settings.bytes_per_second);
             let names_max = names_of_usage();
             account::usage(&self.engine, &pace, &roots, &asked, with_shared, names_max).await

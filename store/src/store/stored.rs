@@ -15,6 +15,7 @@ use crate::{
     },
     limits,
     meta::{Meta, Records as _},
+    volume::Tried,
 };
 
 impl Store {
@@ -32,10 +33,11 @@ impl Store {
     /// Counts those of the accounts with much content, or of the others, for half of the time at
     /// most.
     async fn keep_counting(&self, pace: &Pace, are_large: bool) {
+        let mut tried = Tried::new();
         loop {
             self.engine.ledgers.wanted().await;
             let begun = Instant::now();
-            let has_counted = Box::pin(self.count_stored_bytes(pace, are_large)).await;
+            let has_counted = Box::pin(self.count_stored_bytes(pace, are_large, &mut tried)).await;
             let least = match has_counted {
                 true => Duration::ZERO,
                 false => limits::STORED_COUNT_LOOK,
@@ -53,7 +55,7 @@ impl Store {
     }
 
     /// Makes the count that is due most. Returns false if none is due.
-    pub(crate) async fn count_stored_bytes(&self, pace: &Pace, are_large: bool) -> bool {
+    async fn count_stored_bytes(&self, pace: &Pace, are_large: bool, tried: &mut Tried) -> bool {
         let Some((due, ledger)) = self.engine.ledgers.due(are_large) else {
             return false;
         };
@@ -61,7 +63,7 @@ impl Store {
         let counted = async {
             let has_journals = match due {
                 // Its guests' writes may be over others.
-                Due::Urgent => self.volumes.take_in(ledger.account).await?,
+                Due::Urgent => self.volumes.take_in(ledger.account, tried).await?,
                 Due::Later => false,
             };
             counting.walks();
@@ -108,8 +110,9 @@ impl Store {
     /// The same, of every account that is due.
     #[cfg(test)]
     pub(crate) async fn count_all_stored_bytes(&self) {
+        let (pace, mut tried) = (Pace::new(None), Tried::new());
         for are_large in [false, true] {
-            while self.count_stored_bytes(&Pace::new(None), are_large).await {}
+            while self.count_stored_bytes(&pace, are_large, &mut tried).await {}
         }
     }
 

@@ -1,11 +1,13 @@
 //! Quotas of stored bytes: counts against a plain model, and what they refuse.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use varve_content::tree::Leaf;
 
 use super::{
-    Random, block_on, cut, new_snapshot, random_image,
+    Random, block_on, cut,
+    machine::{Machine, pack_path},
+    new_snapshot, random_image,
     repairs::closed,
     seed, send,
     volume_data::{self, BLOCK, Change, options},
@@ -14,8 +16,10 @@ use crate::{
     AccountId, AccountRecord, CloneSource, Error, GcSettings, NewClone, NewSnapshot, NewSnapshots,
     NewVolume, Quota, Result, Store, Volume,
     engine::Due,
+    format::{PackKind, names},
     gc::{pace::Pace, stored},
     meta::{SnapshotKey, VolumeKey},
+    volume::Tried,
 };
 
 const KIB4: u64 = 4096;
@@ -403,6 +407,64 @@ fn an_account_does_not_grow_by_trims_and_snapshots() {
         // 3 MiB in the first one, and 2 MiB in other chunks in the second one.
         assert_eq!(kept, 2);
         drop(volume);
+        closed(store).await;
+    });
+}
+
+/// What cannot be read is not counted, and the rest is: an account can always become smaller.
+#[test]
+fn an_account_is_counted_without_what_cannot_be_read() {
+    let machine = Machine::new();
+    block_on(async {
+        let store = machine.open_undamaged().await;
+        create_account(&store, 7).await;
+        limit(&store, 7, Some(4 * MIB)).await;
+        uploaded(&store, 7, "a", &[1; 8 * BLOCK]).await.unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        let store = machine.open_undamaged().await;
+        let packs = store.engine().meta.pack_states().unwrap();
+        let mut packs = packs.iter().map(|state| state.pack);
+        let nodes = packs.find(|pack| pack.kind == PackKind::Nodes).unwrap();
+        machine.disk.fail_reads(&pack_path(nodes)).unwrap();
+        count(&store).await;
+        assert_eq!(store.stored_bytes(id(7)), Some(0));
+    });
+}
+
+/// The journal of a closed volume that is damaged holds up no count: nobody writes to it.
+#[test]
+fn a_damaged_journal_is_tried_once_and_holds_up_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        create_account(&store, 7).await;
+        let new = NewVolume {
+            owner: id(7),
+            ..volume_data::new_volume("v", 4 << 20)
+        };
+        let volume_id = store.create_volume(new).await.unwrap().id;
+        let volume = store.open_volume(&volume_key(7, "v")).await.unwrap();
+        volume.write(0, vec![7; 8 * BLOCK].into()).await.unwrap();
+        volume.flush().await.unwrap();
+        drop(volume);
+        closed(store).await;
+        let journal = names::volume(dir.path(), volume_id);
+        for entry in fs::read_dir(journal).unwrap() {
+            let path = entry.unwrap().path();
+            if names::journal_number_of(path.file_name().unwrap()).is_some() {
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[4096..4096 + 512].fill(0xa5);
+                fs::write(&path, bytes).unwrap();
+            }
+        }
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        store.open_volume(&volume_key(7, "v")).await.unwrap_err();
+        let mut tried = Tried::new();
+        for _ in 0..2 {
+            assert!(store.volumes().take_in(id(7), &mut tried).await.unwrap());
+            assert_eq!(tried.len(), 1);
+        }
         closed(store).await;
     });
 }

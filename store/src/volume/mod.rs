@@ -59,6 +59,7 @@ mod witness;
 mod write;
 mod writer;
 
+pub(crate) use checkpoint::Tried;
 pub use clone::{CloneSource, NewClone};
 use journal::FilePool;
 pub use journal::JournalReport;

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 use varve_content::block::{BLOCK_BYTES, SEGMENT_BLOCKS};
 
 use super::source::Source;
-use crate::limits::JOB_BYTES;
+use crate::limits::{FIND_SEGMENTS_MAX, JOB_BYTES};
 
 /// Blocks of a job: as many as a segment has.
 const JOB_BLOCKS: u32 = SEGMENT_BLOCKS;
@@ -20,7 +20,8 @@ pub(crate) struct SegmentData {
     pub(crate) extents: Vec<Range<u32>>,
 }
 
-/// Segments in ascending order with at most [`JOB_BYTES`] of data: many when data is thin.
+/// Segments in ascending order with at most [`JOB_BYTES`] of data: when data is thin,
+/// [`FIND_SEGMENTS_MAX`] of them.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Job {
     /// Counts up from 0 without a gap.
@@ -64,7 +65,8 @@ impl Planner {
                 .iter()
                 .map(|extent| extent.end - extent.start)
                 .sum::<u32>();
-            if job.blocks + blocks > JOB_BLOCKS {
+            let is_full = job.segments.len() == FIND_SEGMENTS_MAX;
+            if is_full || job.blocks + blocks > JOB_BLOCKS {
                 self.ready.push_front(segment);
                 break;
             }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use varve_content::block::{BLOCK_BYTES, SEGMENT_BLOCKS, SEGMENT_BYTES};
 
 use super::{Job, Planner, Source};
-use crate::limits::JOB_BYTES;
+use crate::limits::{FIND_SEGMENTS_MAX, JOB_BYTES};
 
 /// A source that only has extents.
 struct Extents {
@@ -42,14 +42,17 @@ fn all_jobs(size_bytes: u64, data: &[Range<u64>]) -> Vec<Job> {
 }
 
 #[test]
-fn thin_data_of_many_segments_is_one_job_and_a_full_segment_is_one() {
+fn thin_data_of_many_segments_is_few_jobs_and_a_full_segment_is_one() {
     let segment = SEGMENT_BYTES as u64;
     let thin: Vec<_> = (0..100)
         .map(|number| number * segment..number * segment + 4096)
         .collect();
     let jobs = all_jobs(100 * segment, &thin);
-    assert_eq!(jobs.len(), 1);
-    assert_eq!((jobs[0].segments.len(), jobs[0].blocks), (100, 100));
+    let sizes: Vec<_> = jobs
+        .iter()
+        .map(|job| (job.segments.len(), job.blocks))
+        .collect();
+    assert_eq!(sizes, [(64, 64), (36, 36)]);
 
     let jobs = all_jobs(3 * segment, std::slice::from_ref(&(0..3 * segment)));
     assert_eq!(
@@ -106,6 +109,7 @@ proptest! {
         for (number, job) in (0..).zip(&jobs) {
             prop_assert_eq!(job.number, number);
             prop_assert!(job.blocks as usize * BLOCK_BYTES <= JOB_BYTES);
+            prop_assert!(job.segments.len() <= FIND_SEGMENTS_MAX);
             let blocks: usize = job.segments.iter().flat_map(|segment| &segment.extents).map(ExactSizeIterator::len).sum();
             prop_assert_eq!(blocks, job.blocks as usize);
             for segment in &job.segments {

@@ -18,11 +18,15 @@ use super::limits::{
 /// The result of a change that was carried out.
 pub const OK: &str = "ok";
 /// The action of a line that says how many events were lost.
-pub const LOST: &str = "audit-lost";
+pub(super) const LOST: &str = "audit-lost";
 /// The action of a line that says how many earlier lines the disk did not confirm.
-pub const UNSYNCED: &str = "audit-unsynced";
+pub(super) const UNSYNCED: &str = "audit-unsynced";
 /// The action of a line that counts refusals of many kinds.
-pub const OTHERS: &str = "others";
+pub(super) const OTHERS: &str = "others";
+/// The action of a call whose token is not taken: the call itself is not looked at.
+pub const SHOW_TOKEN: &str = "ShowToken";
+/// All of them that are no operations.
+pub const EVENTS: [&str; 4] = [LOST, UNSYNCED, OTHERS, SHOW_TOKEN];
 
 /// A change or a refusal. Texts may have any length and content.
 #[derive(Debug, Clone, Copy, Default)]

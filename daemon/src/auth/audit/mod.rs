@@ -51,7 +51,7 @@ use self::{
     writer::{End, Progress, Shared, Writer},
 };
 pub use self::{
-    event::{Entry, Event, LOST, OK, OTHERS, UNSYNCED},
+    event::{EVENTS, Entry, Event, OK, SHOW_TOKEN},
     read::{Page, Query, ReadError, read},
 };
 

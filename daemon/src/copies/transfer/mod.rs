@@ -235,7 +235,7 @@ impl CopyEngine {
         let nodes = Nodes::new(own, &wanted.connections, wanted.of());
         // `take` subtracts the leaves that are dropped.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
-        job.done(base_blocks * BLOCK_BYTES as u64);
+        job.based(base_blocks * BLOCK_BYTES as u64);
         let transfer = Transfer {
             engine: self,
             job,

@@ -214,7 +214,12 @@ impl Answer {
                 .take(self.holder, bytes.len() as u64, limits::BUSY_WITHIN);
             match room.await {
                 Ok(room) => self.place = Some(Place(Arc::new(room))),
-                Err(busy) => return Ok(Some(Status::from(&Failure::from(busy)))),
+                // The call has done its work, so nobody may be told to try it again.
+                Err(_) => {
+                    return Ok(Some(Status::from(&Failure::Unanswered {
+                        bytes: bytes.len(),
+                    })));
+                }
             }
         }
         if let Some(Place(hold)) = &self.place {

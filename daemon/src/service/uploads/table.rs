@@ -158,11 +158,15 @@ impl<I> Uploads<I> {
         open.values().filter(|it| it.account == account).count() as u64
     }
 
-    /// An open upload of an account.
-    pub(in crate::service) fn one_of(&self, account: AccountId) -> Option<String> {
-        let open = self.open.lock();
-        let mut own = open.iter().filter(|(_, it)| it.account == account);
-        own.next().map(|(id, _)| id.clone())
+    /// Drops the uploads of an account that has no rights any more. Calls that work on them may
+    /// end; no new call finds them.
+    pub(in crate::service) fn drop_of(&self, account: AccountId) {
+        // Release the lock before the drop: an ingest has work to do then.
+        let is_own = |_: &String, entry: &mut Entry<I>| entry.account == account;
+        let dropped: Vec<_> = self.open.lock().extract_if(is_own).collect();
+        if !dropped.is_empty() {
+            info!(%account, uploads = dropped.len(), "open uploads are dropped");
+        }
     }
 
     /// Adds an upload. Returns its id.
@@ -409,6 +413,10 @@ mod tests {
         };
         let refused = uploads.make_room(&admin).unwrap_err();
         assert!(matches!(refused, Error::Quota { used: 1, .. }), "{refused}");
+        // An account without rights keeps none, and takes nobody else's with it.
+        uploads.drop_of(db.account.id);
+        assert_eq!(uploads.of_account(db.account.id), 0);
+        assert_eq!(uploads.of_account(AccountId::ADMINISTRATOR), 1);
     }
 
     fn table(most: usize) -> Arc<Uploads<&'static str>> {

@@ -102,7 +102,7 @@ fn roots_that_come_late_are_added() {
         upload(&store, "a", &image).await.unwrap();
         upload(&store, "b", &other).await.unwrap();
         let ranks = ranked(engine).await;
-        let all = roots::of_records(engine).await.unwrap();
+        let all = roots::of_records(engine, None).await.unwrap();
         let live = mark(engine, &ranks, &unpaced(), &all[..1]).await.unwrap();
         let rows = rows(engine);
         let needs = |live: &Live| -> BTreeSet<Name> {

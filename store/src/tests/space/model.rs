@@ -106,7 +106,7 @@ impl World {
     async fn check(&mut self, store: &Store) {
         let engine = store.engine();
         let rows = rows(engine);
-        let roots = roots::of_records(engine).await.unwrap();
+        let roots = roots::of_records(engine, None).await.unwrap();
         self.check_roots(engine, &roots);
         let mut trees = Trees::new();
         for root in &roots {

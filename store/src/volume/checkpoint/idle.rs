@@ -17,7 +17,7 @@ use crate::{
 
 /// Journals of closed volumes that could not be emptied, with their last files. They are tried
 /// again when they have grown.
-type Tried = HashMap<VolumeId, u64>;
+pub(crate) type Tried = HashMap<VolumeId, u64>;
 
 impl Volumes {
     /// Takes idle journals into the store, as long as it is polled and the store is open.
@@ -72,8 +72,13 @@ impl Volumes {
     }
 
     /// Takes the journals of an account's volumes into the store, as far as possible. Returns true
-    /// if there is nothing of what was written before left in them.
-    pub(crate) async fn take_in(self: &Arc<Self>, account: AccountId) -> Result<bool> {
+    /// if there is nothing of what guests wrote before left in them. The journal of a closed volume
+    /// that cannot be read is tried once, and counts for nothing: nobody writes to it.
+    pub(crate) async fn take_in(
+        self: &Arc<Self>,
+        account: AccountId,
+        tried: &mut Tried,
+    ) -> Result<bool> {
         let (mut is_all, mut after) = (true, None);
         loop {
             let query = ListQuery {
@@ -89,7 +94,9 @@ impl Volumes {
             after = Some(ListPlace::of(last));
             for record in records {
                 let name = record.label().into_owned();
-                let taken = match self.open.get(record.id) {
+                let open = self.open.get(record.id);
+                let is_open = open.is_some();
+                let taken = match open {
                     // To ask for it would try its pending snapshot again.
                     Some(volume) if volume.inner().checkpoints.is_stalled() => {
                         is_all = false;
@@ -97,14 +104,14 @@ impl Volumes {
                     }
                     Some(volume) => self.content_now(&volume).await.map(drop),
                     None => {
-                        let idle = limits::JOURNAL_IDLE;
-                        self.empty_journal(record, idle, &mut Tried::new()).await
+                        self.empty_journal(record, limits::JOURNAL_IDLE, tried)
+                            .await
                     }
                 };
                 match taken {
                     Ok(()) | Err(Error::NotFound { .. }) => {}
                     Err(error) => {
-                        is_all = false;
+                        is_all &= !is_open;
                         tracing::debug!(volume = name, %error, "its journal is not counted");
                     }
                 }
@@ -139,11 +146,17 @@ impl Volumes {
             tried.remove(&id);
             return Ok(());
         };
-        if tried.insert(id, last) == Some(last) {
+        if tried.get(&id) == Some(&last) {
             return Ok(());
         }
-        let volume = self.open_volume(&Key::Id(id)).await?;
-        self.content_now(&volume).await?;
+        let emptied = async {
+            let volume = self.open_volume(&Key::Id(id)).await?;
+            self.content_now(&volume).await?;
+            Ok(volume)
+        };
+        let volume = emptied.await.inspect_err(|_: &Error| {
+            tried.insert(id, last);
+        })?;
         let name = volume.record().label();
         tracing::info!(
             volume = %name,

@@ -10,4 +10,5 @@ mod idle;
 mod jobs;
 mod run;
 
+pub(crate) use idle::Tried;
 pub(super) use jobs::{Checkpoints, Cut, Job, Purpose, passes};

@@ -14,6 +14,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
+    event::{LOST, OTHERS, UNSYNCED},
     files::{CURRENT, Sink, audit_dir, rotated},
     limits::QUEUE_EVENTS_MAX,
     *,
