@@ -10,14 +10,13 @@ use varve_tests::{
 
 const SCRIPT: &str = r#"
 set -e
-mount /dev/vdc /mnt
-install /mnt/varved /mnt/snapctl /usr/local/bin
-cp /mnt/*.socket /mnt/*.service /etc/systemd/system
+mount /dev/vdc /usr/local/bin
+cp /usr/local/bin/*.socket /usr/local/bin/*.service /etc/systemd/system
 systemd-analyze verify --man=no /etc/systemd/system/varve* && echo "units are sound"
-systemctl daemon-reload
 show() { systemctl show --value --property "$1" varved.service; }
 
-# Without any settings it serves: store, sockets and client find each other.
+# Without any settings it serves: store, sockets and client find each other. systemd reads the
+# units as they are enabled.
 systemctl enable --quiet --now varved-grpc.socket varved-nbd.socket varved.service
 echo "it is $(systemctl is-active varved.service)"
 snapctl -q status >/dev/null && echo "snapctl finds it"
@@ -50,7 +49,8 @@ echo VARVE_LOG=inof >/etc/default/varved
 systemctl reset-failed
 systemctl start varved.service || echo "it does not start"
 sleep 5
-echo "it is $(show ActiveState) with $(show ExecMainStatus) after $(show NRestarts) more tries"
+eval "$(systemctl show --property ActiveState,ExecMainStatus,NRestarts varved.service)"
+echo "it is $ActiveState with $ExecMainStatus after $NRestarts more tries"
 journalctl --no-pager --unit varved.service | grep -c '"inof"'
 rm /etc/default/varved
 systemctl reset-failed
@@ -73,10 +73,7 @@ fn units_serve_without_any_setting_and_do_not_loop_over_wrong_ones() {
     }
     let disk = scratch.join("disk");
     make_disk(&disk, &tree, "1G");
-    let console = Machine::new()
-        .services()
-        .drive(&raw_file(&disk))
-        .run(SCRIPT);
+    let console = Machine::new().systemd().drive(&raw_file(&disk)).run(SCRIPT);
     let mut rest = &*console;
     for said in [
         "units are sound",

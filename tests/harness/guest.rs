@@ -35,7 +35,7 @@ pub fn image(name: &str) -> PathBuf {
 pub struct Machine {
     root: String,
     keep: bool,
-    services: bool,
+    systemd: bool,
     qemu: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Machine {
         Self {
             root: raw_file(&image("base")),
             keep: false,
-            services: false,
+            systemd: false,
             qemu: Vec::new(),
         }
     }
@@ -57,15 +57,15 @@ impl Machine {
         Self {
             root: root.to_owned(),
             keep: true,
-            services: false,
+            systemd: false,
             qemu: Vec::new(),
         }
     }
 
-    /// With its services: systemd boots it, and runs the script beside them.
+    /// With systemd, which boots it and runs the script.
     #[must_use]
-    pub fn services(mut self) -> Self {
-        self.services = true;
+    pub fn systemd(mut self) -> Self {
+        self.systemd = true;
         self
     }
 
@@ -93,8 +93,8 @@ impl Machine {
         if self.keep {
             command.arg("--keep");
         }
-        if self.services {
-            command.arg("--services");
+        if self.systemd {
+            command.arg("--systemd");
         }
         command.arg(&self.root).args(&self.qemu);
         Guest {
