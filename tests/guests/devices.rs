@@ -21,10 +21,10 @@ PATH=$PATH:/mnt
 # The default of both programs.
 socket=/run/varve/nbd.sock
 serve() {
-  varved --data-dir /mnt/data >>/mnt/log 2>&1 &
+  varved --data-dir /mnt/data >/mnt/log 2>&1 &
   varved=$!
   for try in $(seq 600); do
-    if snapctl -q status >/dev/null 2>&1; then return 0; fi
+    if grep -qw ready /mnt/log; then snapctl -q status >/dev/null && return 0; fi
     sleep 0.1
   done
   cat /mnt/log
@@ -83,8 +83,9 @@ fn assert_says(console: &str, all: &[&str]) {
     }
 }
 
-/// Files are written while the daemon is stopped, and killed twice; then the process that keeps the
-/// device connected is killed, too.
+/// Files are written while the daemon is stopped, and killed; then the process that keeps the device
+/// connected is killed with it. One process writes the files: without KVM a process takes longer to
+/// start than a file to write.
 const KILLED: &str = r#"
 modprobe nbd
 serve
@@ -94,21 +95,47 @@ map volume/disk --request-timeout 5
 mkfs.ext4 -q $device
 mkdir /t
 mount $device /t
-write() {
-  n=0
-  while [ ! -e /mnt/enough ]; do
-    n=$((n + 1))
-    head -c 200000 /dev/urandom >/t/$n
-    sha256sum /t/$n >>/mnt/sums
-    sync -f /t
-    echo "$(date +%s.%N) $n" >>/mnt/times
-  done
+cat >/tmp/write <<'END'
+use strict;
+use autodie;
+use Digest::SHA 'sha256_hex';
+use Fcntl;
+use IO::Handle;
+use Time::HiRes 'time';
+open my $random, '<:raw', '/dev/urandom';
+open my $sums, '>', '/mnt/sums';
+open my $times, '>', '/mnt/times';
+$_->autoflush(1) for $sums, $times;
+for (my $n = 1; !-e '/mnt/enough'; $n++) {
+  read($random, my $bytes, 200000) == 200000 or die;
+  open my $file, '>:raw', "/t/$n";
+  print $file $bytes;
+  $file->flush or die;
+  print $sums sha256_hex($bytes), "  /t/$n\n";
+  # syncfs
+  syscall(306, fileno $file) == 0 or die "sync: $!";
+  close $file;
+  printf $times "%.6f %d\n", time, $n;
 }
-write & writer=$!
+END
+# Writes past the page cache, from memory that is aligned for this.
+cat >/tmp/load <<'END'
+use strict;
+use autodie;
+use Fcntl;
+my $buffer = "\0" x (65536 + 4096);
+my $aligned = -unpack('Q', pack 'P', $buffer) & 4095;
+sysopen my $file, $ARGV[0], O_WRONLY | O_CREAT | 040000;
+until (-e '/mnt/enough') {
+  sysseek $file, 0, 0;
+  for (1..64) { syswrite($file, $buffer, 65536, $aligned) == 65536 or die "write: $!" }
+}
+close $file;
+END
+perl /tmp/write & writer=$!
 # Many requests are always under way.
-load() { while [ ! -e /mnt/enough ]; do dd if=/dev/zero of=/t/load$1 bs=64k count=64 oflag=direct status=none; done; }
-load 1 & one=$!
-load 2 & two=$!
+perl /tmp/load /t/load1 & one=$!
+perl /tmp/load /t/load2 & two=$!
 # Waits until a file has so many more lines than before.
 grown() {
   touch $1
@@ -121,7 +148,7 @@ grown() {
   return 1
 }
 rounds=0
-for signal in TERM KILL KILL; do
+for signal in TERM KILL; do
   grown times 3
   kill -$signal $varved
   wait $varved || true
@@ -145,7 +172,7 @@ serve
 map volume/disk
 grown times 3
 touch enough
-wait $writer $one $two
+for ended in $writer $one $two; do wait $ended; done
 echo "writers ended with $?"
 sync
 echo 3 >/proc/sys/vm/drop_caches
@@ -189,7 +216,7 @@ fn files_on_a_device_outlive_stops_and_kills_of_the_daemon() {
 /// Refusals and their reasons, and all ways in which a device can go away.
 const USED: &str = r#"
 serve
-head -c 20000000 /dev/urandom >image
+head -c 4000000 /dev/urandom >image
 printf odd >>image
 snapctl -q import image --name base >/dev/null
 snapctl -q volume create disk --from base --size 64M >/dev/null
@@ -207,7 +234,7 @@ snapctl volume attach disk >/dev/null
 # A device that is named, and one that is in use.
 map volume/disk --device nbd1 --block-size 4096 --connections 2
 echo "device $device of $(blockdev --getsize64 $device) in $(blockdev --getss $device), read-only $(blockdev --getro $device)"
-cmp -n 20000003 image $device
+cmp -n 4000003 image $device
 snapctl mapped --output json
 refused snapctl map volume/disk
 refused snapctl map snapshot/base --device nbd1
@@ -237,7 +264,7 @@ snapctl mapped
 # A snapshot whose last bytes are not a whole sector.
 map snapshot/base
 echo "device $device of $(blockdev --getsize64 $device), read-only $(blockdev --getro $device)"
-cmp -n 19999744 image $device
+cmp -n 3999744 image $device
 refused dd if=/dev/zero of=$device bs=512 count=1 oflag=direct
 snapctl unmap snapshot/base
 ended $map
@@ -266,7 +293,7 @@ ended $map
 # The kernel's client in its common use, through nbd-client.
 serve
 nbd-client -unix $socket -N snapshot/base -readonly /dev/nbd0 >/dev/null
-cmp -n 19999744 image /dev/nbd0 && echo "nbd-client reads the same"
+cmp -n 3999744 image /dev/nbd0 && echo "nbd-client reads the same"
 refused snapctl map volume/disk --device nbd0
 snapctl mapped
 nbd-client -d /dev/nbd0 >/dev/null
@@ -331,7 +358,7 @@ fn devices_come_and_go_as_people_ask() {
             "in use: mounted, or part of a volume group, for example; it stays attached",
             "/dev/nbd1 was attached already; keeping it connected",
             "detached /dev/nbd1",
-            "device /dev/nbd0 of 19999744, read-only 1",
+            "device /dev/nbd0 of 3999744, read-only 1",
             "refused with 1:",
             "detached /dev/nbd0",
             "ended with 0",
