@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use rustix::{fs::SeekFrom, io::Errno};
+
 const PIECE_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
@@ -96,28 +98,42 @@ pub fn differing_blocks(one: &Path, other: &Path) -> Vec<u64> {
     differing
 }
 
-/// Visits both files piece by piece, the shorter one continued with zeros.
+/// Visits both files piece by piece, the shorter one continued with zeros. Leaves out pieces in which
+/// both are holes: an image of 4 GiB has 0.5 GB of data.
 fn each_pair(one: &Path, other: &Path, mut visit: impl FnMut(u64, &[u8], &[u8])) {
-    let (mut one, mut other) = (open(one), open(other));
+    let files = [one, other].map(open);
+    let mut buffers = [(); 2].map(|()| vec![0; PIECE_BYTES]);
     let mut offset = 0;
-    let [mut a, mut b] = [(); 2].map(|()| vec![0; PIECE_BYTES]);
     loop {
-        let (a_len, b_len) = (read_full(&mut one, &mut a), read_full(&mut other, &mut b));
-        let len = a_len.max(b_len);
-        if len == 0 {
-            return;
+        let data = files.iter().filter_map(|file| next_data(file, offset));
+        let Some(data) = data.min() else { return };
+        offset = data - data % PIECE_BYTES as u64;
+        let mut len = 0;
+        for (file, buffer) in files.iter().zip(&mut buffers) {
+            let read = read_full(file, buffer, offset);
+            buffer[read..].fill(0);
+            len = len.max(read);
         }
-        a[a_len..len].fill(0);
-        b[b_len..len].fill(0);
+        let [a, b] = &buffers;
         visit(offset, &a[..len], &b[..len]);
-        offset += len as u64;
+        offset += PIECE_BYTES as u64;
     }
 }
 
-fn read_full(file: &mut File, buffer: &mut [u8]) -> usize {
+/// The first offset from this one on at which a file has data, if there is any.
+pub(crate) fn next_data(file: &File, offset: u64) -> Option<u64> {
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(data) => Some(data),
+        Err(Errno::NXIO) => None,
+        Err(error) => panic!("look for a file's data: {error}"),
+    }
+}
+
+fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     let mut filled = 0;
     while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]).expect("read a file") {
+        let read = file.read_at(&mut buffer[filled..], offset + filled as u64);
+        match read.expect("read a file") {
             0 => break,
             read => filled += read,
         }

@@ -73,7 +73,8 @@ pub fn copy(scratch: &Scratch, from: &Path, name: &str) -> PathBuf {
     target.set_len(size_bytes).expect("set a file's length");
     let mut buffer = vec![0; 1 << 20];
     let mut offset = 0;
-    while offset < size_bytes {
+    while let Some(data) = files::next_data(&source, offset) {
+        offset = data - data % BLOCK_BYTES;
         let len = buffer
             .len()
             .min(usize::try_from(size_bytes - offset).unwrap_or(usize::MAX));
