@@ -22,20 +22,20 @@ set -e
 mkfs.ext4 -q /dev/vdc
 mount -o discard /dev/vdc /mnt
 cd /mnt
-cp -a /usr/bin /usr/share/perl /etc .
+cp -a /usr/share/perl /etc .
 mkdir sizes
 cat >/tmp/fill <<'END'
 use strict;
 use autodie;
 open my $random, '<:raw', '/dev/vdd';
-for my $n (1..60) {
+for my $n (1..45) {
   read($random, my $bytes, $n * $n * 997) == $n * $n * 997 or die;
   open my $file, '>:raw', "sizes/$n";
   print $file $bytes;
   close $file;
 }
 system('sync') == 0 or die;
-for my $n (1..60) {
+for my $n (1..45) {
   my $name = "sizes/$n";
   if ($n % 5 == 0) { unlink $name }
   if ($n % 5 == 1) { truncate $name, $n * 1000 }
@@ -73,7 +73,7 @@ fn a_guests_files_on_a_volume_are_whole_and_the_file_system_is_sound() {
     let lab = Lab::new();
     make(&lab.varved, "disk", "--size 700M");
     let uri = uri(&lab.varved, "disk");
-    let random = image::make_random(&lab.scratch, "random", 72 << 20, 221);
+    let random = image::make_random(&lab.scratch, "random", 32 << 20, 221);
     Machine::new()
         .drive(&format!("discard=unmap,{}", export(&uri)))
         .drive(&format!("readonly=on,{}", raw_file(&random)))

@@ -32,17 +32,17 @@ echo "it is the same"
 
 #[test]
 fn a_guest_is_stopped_by_a_full_disk_and_goes_on_when_there_is_room() {
-    let Some(disk) = LoopFs::mount(400 * MIB) else {
+    let Some(disk) = LoopFs::mount(200 * MIB) else {
         return;
     };
     let scratch = Scratch::new();
     let varved = Options::new(disk.path().join("data")).start();
-    make(&varved, "disk", "--size 256M");
+    make(&varved, "disk", "--size 128M");
     let other = disk.path().join("other");
-    fs::write(&other, vec![0xab; 150 << 20]).unwrap();
+    fs::write(&other, vec![0xab; 75 << 20]).unwrap();
 
     // Made outside: without KVM a guest makes random bytes slowly.
-    let content = image::make_random(&scratch, "content", 200 * MIB, 231);
+    let content = image::make_random(&scratch, "content", 100 * MIB, 231);
     let socket = scratch.join("qmp");
     let mut guest = Machine::new()
         .drive(&format!("werror=stop,{}", export(&uri(&varved, "disk"))))
@@ -83,7 +83,7 @@ fn a_guest_is_stopped_by_a_full_disk_and_goes_on_when_there_is_room() {
         .write(true)
         .open(&copy)
         .unwrap()
-        .set_len(200 * MIB)
+        .set_len(100 * MIB)
         .unwrap();
     files::assert_same(&content, &copy);
 }

@@ -10,6 +10,7 @@
 use std::{
     env, fs,
     net::SocketAddr,
+    ops::Range,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
@@ -28,12 +29,14 @@ use varve_tests::{
 
 use crate::volumes::make;
 
-/// The number of power cuts. `make soak` has more rounds.
+/// The number of power cuts. `make soak` has more rounds, and longer ones.
 const ROUNDS_VARIABLE: &str = "VARVE_POWER_CUTS";
 const ROUNDS: u32 = 2;
+const POWERED_MS: Range<u64> = 200..1500;
+const POWERED_LONG_MS: Range<u64> = 200..4000;
 
 const BLOCK: usize = 4096;
-const BLOCKS: usize = 2048;
+const BLOCKS: usize = 512;
 
 const SERVE: &str = r"
 set -e
@@ -210,7 +213,9 @@ impl Memory {
 
 #[test]
 fn what_was_flushed_survives_power_cuts() {
-    let rounds = env::var(ROUNDS_VARIABLE).map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+    let (rounds, powered_ms) = env::var(ROUNDS_VARIABLE).map_or((ROUNDS, POWERED_MS), |rounds| {
+        (rounds.parse().unwrap(), POWERED_LONG_MS)
+    });
     let mut random = Random::of_test("what_was_flushed_survives_power_cuts");
     let disk = Disk::new();
     let mut memory = Memory::new();
@@ -224,7 +229,7 @@ fn what_was_flushed_survives_power_cuts() {
         let (before, flushes) = (memory.number, memory.flushes);
         let peer = server.peer();
         let mut of_writer = Random::seeded(random.next_u64());
-        let powered = Duration::from_millis(random.within(200..4000));
+        let powered = Duration::from_millis(random.within(powered_ms.clone()));
         thread::scope(|scope| {
             scope.spawn(|| memory.write_until_cut_off(peer, &mut of_writer));
             thread::sleep(powered);
