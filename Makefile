@@ -59,7 +59,8 @@ soak: build ## Everything at once, then power cuts and kills; VARVE_SOAK_MINUTES
 	@scripts/make-image base
 	VARVE_SOAK_MINUTES=$(VARVE_SOAK_MINUTES) cargo test $(CARGO_FLAGS) --test behaviour --quiet -- --nocapture soak::
 	@for ((round = 0; round < $(SOAK_ROUNDS); round += 8)); do \
-	  cargo test --release --locked --package varve-tests --quiet -- --nocapture volumes::crashes::kills; \
+	  cargo test --release --locked --package varve-tests --quiet -- --nocapture \
+	    volumes::crashes::kills faults::crashes::kills import_export::imports_that_are_cut_off; \
 	done
 	VARVE_CRASH_ROUNDS=$$(($(SOAK_ROUNDS) * 50)) cargo test --release --locked --package varve-store --quiet -- --nocapture crash_fuzz
 	VARVE_POWER_CUTS=$(SOAK_ROUNDS) cargo test --release --locked --package varve-tests --quiet -- --nocapture guests::power_cuts

@@ -489,7 +489,7 @@ async fn an_import_that_is_killed_leaves_nothing_visible_and_goes_on_where_it_wa
 /// A connection may break while the daemon is at any point of its work.
 #[test]
 fn imports_that_are_cut_off_anywhere_lose_nothing() {
-    const ROUNDS: usize = 16;
+    const ROUNDS: usize = 8;
     let mut random = Random::of_test("imports_that_are_cut_off_anywhere");
     let mut lab = Lab::with(Options::tcp);
     for round in 0..ROUNDS {

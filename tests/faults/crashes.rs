@@ -229,7 +229,7 @@ fn a_point_that_does_not_exist_is_refused() {
 
 #[test]
 fn kills_at_random_moments_lose_nothing_that_was_reported() {
-    const ROUNDS: u64 = 8;
+    const ROUNDS: u64 = 4;
     let mut random = Random::of_test("kills_at_random_moments");
     let mut lab = Lab::new();
     let mut reported: Vec<(String, PathBuf)> = Vec::new();

@@ -65,9 +65,9 @@ fn scale() -> (Until, Scale) {
             image_bytes: 6 * MIB,
             disk_bytes: 4 * MIB,
             kept: 4,
-            life_ms: 300..1500,
+            life_ms: 200..1000,
         };
-        return (Until::Ends(6), scale);
+        return (Until::Ends(4), scale);
     };
     let minutes = minutes.to_str().and_then(|it| it.parse().ok());
     let minutes = minutes.unwrap_or_else(|| panic!("{MINUTES} is not a number of minutes"));
