@@ -11,11 +11,11 @@ use varve_tests::{
 };
 
 const MIB: u64 = 1 << 20;
-/// Larger than the bounds of both programs together.
-const SIZE: u64 = 832 * MIB;
+/// Larger than either bound.
+const SIZE: u64 = 480 * MIB;
 const CLIENT_MAX: u64 = 256 * MIB;
-const DAEMON_MAX: u64 = 512 * MIB;
-const CACHE: u64 = 128 * MIB;
+const DAEMON_MAX: u64 = 448 * MIB;
+const CACHE: u64 = 64 * MIB;
 
 /// Runs a command of snapctl, and returns its peak memory.
 fn peak(snapctl: &Snapctl, arguments: impl IntoIterator<Item = OsString>) -> u64 {
