@@ -83,9 +83,9 @@ fn assert_says(console: &str, all: &[&str]) {
     }
 }
 
-/// Files are written while the daemon is stopped, and killed; then the process that keeps the device
-/// connected is killed with it. One process writes the files: without KVM a process takes longer to
-/// start than a file to write.
+/// Files are written while the daemon is stopped, and killed; then the process that keeps the
+/// device connected is killed with it. One process writes the files: without KVM a process takes
+/// longer to start than a file to write.
 const KILLED: &str = r#"
 modprobe nbd
 serve

@@ -98,8 +98,8 @@ pub fn differing_blocks(one: &Path, other: &Path) -> Vec<u64> {
     differing
 }
 
-/// Visits both files piece by piece, the shorter one continued with zeros. Leaves out pieces in which
-/// both are holes: an image of 4 GiB has 0.5 GB of data.
+/// Visits both files piece by piece, the shorter one continued with zeros. Leaves out pieces in
+/// which both are holes: an image of 4 GiB has 0.5 GB of data.
 fn each_pair(one: &Path, other: &Path, mut visit: impl FnMut(u64, &[u8], &[u8])) {
     let files = [one, other].map(open);
     let mut buffers = [(); 2].map(|()| vec![0; PIECE_BYTES]);

@@ -65,7 +65,7 @@ fn scale() -> (Until, Scale) {
             image_bytes: 6 * MIB,
             disk_bytes: 4 * MIB,
             kept: 4,
-            life_ms: 200..1000,
+            life_ms: 150..600,
         };
         return (Until::Ends(4), scale);
     };
