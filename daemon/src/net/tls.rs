@@ -150,8 +150,8 @@ pub fn written_subject(subject: &str) -> Option<String> {
         return None;
     }
     let written = RdnSequence::from_str(subject).ok()?.to_string();
-    // Names of attributes have one spelling, and so have values, unless only a certificate tells how
-    // they are encoded.
+    // Names of attributes have one spelling, and so have values, unless only a certificate tells
+    // how they are encoded.
     let is_of_certificate = written.contains("=#") && !subject.contains("=#");
     Some(match is_of_certificate {
         true => subject.to_owned(),
