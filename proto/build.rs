@@ -3,9 +3,10 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
+    "varve/v1/images.proto",
     "varve/v1/volumes.proto",
     "varve/v1/content.proto",
     "varve/v1/status.proto",

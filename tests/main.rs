@@ -4,6 +4,7 @@
 //!
 //! - [`import_export`]: content in and out, in every format, whole and interrupted.
 //! - [`snapshots`]: listing, showing, tagging, deleting, comparing and verifying them.
+//! - [`images`]: what machines boot from: registering, lists, sharing, exports.
 //! - [`volumes`]: the same for volumes, as records; writes to them, and their content after
 //!   crashes.
 //! - [`copies`]: snapshots copied from one daemon to another, over links that break, and from a
@@ -38,6 +39,7 @@ mod fuzz;
 mod gc;
 mod grpc;
 mod guests;
+mod images;
 mod import_export;
 mod memory;
 mod nbd;

@@ -178,6 +178,7 @@ fn json_has_the_field_names_that_programs_know() {
         "format_version",
         "free_bytes",
         "gc",
+        "images",
         "io_engine",
         "logical_bytes",
         "nbd_connections",

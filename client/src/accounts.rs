@@ -81,6 +81,8 @@ pub struct Account {
     pub identities: Vec<String>,
     /// Whether it may share snapshots with everybody.
     pub public_access_block: PublicAccessBlock,
+    /// Whether it may share images with everybody.
+    pub public_images: bool,
     /// Quotas that have a limit or say what is used.
     pub quotas: Vec<AccountQuota>,
 }
@@ -109,10 +111,12 @@ pub struct AccountUpdate {
     pub state: Option<AccountState>,
     /// Identities to add. Present ones are no error.
     pub add_identities: Vec<String>,
-    /// Identities to remove. Absent ones are no error, and one that is also added is added.
+    /// Identities to remove. An absent one is an error, and so is one that is also to be added.
     pub remove_identities: Vec<String>,
     /// Whether it may share snapshots with everybody from now on.
     pub public_access_block: Option<PublicAccessBlock>,
+    /// Whether it may share images with everybody from now on.
+    pub public_images: Option<bool>,
     /// New limits; `None`: none from now on. The last one of several for the same quota counts.
     pub quotas: Vec<(Quota, Option<u64>)>,
 }
@@ -329,6 +333,7 @@ impl Client {
             add_identities: update.add_identities,
             remove_identities: update.remove_identities,
             public_access_block: block.into(),
+            public_images: update.public_images,
             set_quotas: quotas
                 .map(|(quota, limit)| v1::QuotaChange {
                     quota: quota.to_proto().into(),
@@ -500,6 +505,7 @@ impl Account {
             state,
             created_at,
             public_access_block,
+            public_images: account.public_images,
             quotas: quotas.collect(),
             id: account.id,
             name: account.name,

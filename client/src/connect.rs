@@ -15,7 +15,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
 use varve_proto::v1::{
     account_service_client::AccountServiceClient, content_service_client::ContentServiceClient,
     copy_service_client::CopyServiceClient, gc_service_client::GcServiceClient,
-    remote_service_client::RemoteServiceClient,
+    image_service_client::ImageServiceClient, remote_service_client::RemoteServiceClient,
     replication_service_client::ReplicationServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -424,6 +424,12 @@ impl Client {
     pub(crate) fn replication_service(&self) -> ReplicationServiceClient<Connection> {
         ReplicationServiceClient::new(self.connection.clone())
             .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn image_service(&self) -> ImageServiceClient<Connection> {
+        ImageServiceClient::new(self.connection.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 

@@ -88,6 +88,7 @@ mod download;
 mod error;
 mod gc;
 mod hold;
+mod images;
 mod limits;
 mod pages;
 mod progress;
@@ -130,6 +131,10 @@ pub use gc::{
     GcRunning, GcStatus, GcStep, StoreUsage, Usage, Usages,
 };
 pub use hold::SnapshotHold;
+pub use images::{
+    Architecture, BootMode, DeregisteredImage, DeviceSource, Image, ImageDevice, ImageFilter,
+    ImageState, ImageUpdate, NewImage, Platform, Protection,
+};
 pub use limits::{
     DELETE_SNAPSHOTS_MAX, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, HOLD_SILENCE, USAGE_RECORDS_MAX,
 };

@@ -64,6 +64,8 @@ pub enum Quota {
     /// Plain bytes of the chunks that its snapshots and volumes have, each chunk counted once, and
     /// of its uploads under way.
     StoredBytes,
+    /// Images that belong to it.
+    Images,
     /// A quota that this version of the client does not know.
     Unknown,
 }
@@ -79,6 +81,7 @@ impl Quota {
             Self::Uploads => "uploads",
             Self::RequestsPerSecond => "requests_per_second",
             Self::StoredBytes => "stored_bytes",
+            Self::Images => "images",
             Self::Unknown => "unknown",
         }
     }
@@ -91,6 +94,7 @@ impl Quota {
             v1::Quota::Uploads => Self::Uploads,
             v1::Quota::RequestsPerSecond => Self::RequestsPerSecond,
             v1::Quota::StoredBytes => Self::StoredBytes,
+            v1::Quota::Images => Self::Images,
             v1::Quota::Unspecified => Self::Unknown,
         }
     }
@@ -103,6 +107,7 @@ impl Quota {
             Self::Uploads => v1::Quota::Uploads,
             Self::RequestsPerSecond => v1::Quota::RequestsPerSecond,
             Self::StoredBytes => v1::Quota::StoredBytes,
+            Self::Images => v1::Quota::Images,
             Self::Unknown => v1::Quota::Unspecified,
         }
     }

@@ -32,6 +32,8 @@ pub struct Status {
     pub snapshots: u64,
     /// Number of volumes.
     pub volumes: u64,
+    /// Number of images.
+    pub images: u64,
     /// Sum of the snapshots' sizes.
     pub logical_bytes: u64,
     /// Number of chunks.
@@ -89,6 +91,7 @@ impl Client {
             data_dir: answer.data_dir,
             snapshots: answer.snapshots,
             volumes: answer.volumes,
+            images: answer.images,
             logical_bytes: answer.logical_bytes,
             chunks: answer.chunks,
             chunk_bytes: answer.chunk_bytes,

@@ -119,6 +119,9 @@ impl Classified for Error {
             | Self::HasPending { .. }
             | Self::OwnsRecords { .. }
             | Self::PublicAccessBlocked { .. }
+            | Self::Needed { .. }
+            | Self::ImageUnavailable { .. }
+            | Self::Protected { .. }
             | Self::TooMany { .. }
             | Self::InUse(_)
             | Self::Incompatible { .. } => ErrorKind::FailedPrecondition,

@@ -63,6 +63,14 @@ pub const VERIFY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Snapshots or volumes in a page unless the request says otherwise.
 pub const PAGE_DEFAULT: usize = 100;
+/// Accounts that a listing of images is limited to.
+pub const LIST_OWNERS_MAX: usize = 100;
+/// Filters of a listing.
+pub const LIST_FILTERS_MAX: usize = 50;
+/// Values of a filter.
+pub const FILTER_VALUES_MAX: usize = 200;
+/// Characters of such a value.
+pub const FILTER_VALUE_CHARS_MAX: usize = 255;
 /// Length at which a page ends early. With all tags at their longest, a full page would take 76 MB,
 /// and gRPC clients accept messages of 4 MiB by default.
 pub const PAGE_BYTES: usize = 2 << 20;

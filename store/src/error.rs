@@ -86,12 +86,47 @@ pub enum Error {
 
     /// The account does not share with everybody, by a setting of it. Share with accounts, or
     /// change the setting.
-    #[error(
-        "account {account:?} blocks public access: it shares snapshots with named accounts only"
-    )]
+    #[error("account {account:?} blocks public access: it shares {what}s with named accounts only")]
     PublicAccessBlocked {
+        /// "snapshot" or "image".
+        what: &'static str,
         /// Name of the account.
         account: String,
+    },
+
+    /// Something needs the record. Deregister the image first.
+    #[error(
+        "{what} {name:?} is needed by image {image}, {image_name:?}: deregister the image first"
+    )]
+    Needed {
+        /// "snapshot".
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Id of an image that needs it. There may be more.
+        image: String,
+        /// The name of that image.
+        image_name: String,
+    },
+
+    /// The image cannot be used now.
+    #[error("image {name:?} is {state}: {why}")]
+    ImageUnavailable {
+        /// Its name.
+        name: String,
+        /// "pending", "failed" or "disabled".
+        state: &'static str,
+        /// In words.
+        why: String,
+    },
+
+    /// The image is protected. End the protection first.
+    #[error("image {name:?} is protected: {why}")]
+    Protected {
+        /// Its name.
+        name: String,
+        /// In words.
+        why: String,
     },
 
     /// The request is invalid, whatever the state of the store. Correct it.

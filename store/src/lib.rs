@@ -51,11 +51,12 @@ pub use gc::{
 };
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
-    AccessKeyId, AccessKeyRecord, AccountId, AccountRecord, AccountState, BlockPublicAccess,
-    CatalogRecord, CopyId, CopyOutcome, CopyRecord, Identity, PendingSnapshot, Quota, RemoteRecord,
-    Scopes, SealedSecret, SecretHash, Sharing, SnapshotContent, SnapshotId, SnapshotKey,
-    SnapshotOrigin, SnapshotRecord, SnapshotState, TokenId, TokenRecord, VolumeId, VolumeKey,
-    VolumeRecord, fill_random, now_ns,
+    AccessKeyId, AccessKeyRecord, AccountId, AccountRecord, AccountState, Architecture,
+    BlockDevice, BlockPublicAccess, BootMode, CatalogRecord, CopyId, CopyOutcome, CopyRecord,
+    DeviceSource, Identity, ImageId, ImageKey, ImageRecord, PendingSnapshot, Platform, Protection,
+    Quota, RemoteRecord, Scopes, SealedSecret, SecretHash, Sharing, SnapshotContent, SnapshotId,
+    SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState, TokenId, TokenRecord, VolumeId,
+    VolumeKey, VolumeRecord, fill_random, now_ns,
 };
 pub use read::{
     ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,
@@ -65,7 +66,8 @@ pub use recovery::{
     Incomplete, MendedLog, RebuildReport, RecoveryReport, ShortLog, StrandedJournal, rebuild,
 };
 pub use store::{
-    ExportedNode, NodeKey, Store, StoreStatus, check_snapshot_name, check_snapshot_tags,
+    Deregistered, ExportedNode, Image, ImageChange, ImageState, NewDevice, NewImage, NewSource,
+    NodeKey, Store, StoreStatus, check_snapshot_name, check_snapshot_tags,
 };
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation, ViolationKind};

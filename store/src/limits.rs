@@ -53,7 +53,24 @@ pub const ACCOUNT_ACCESS_KEYS_MAX: usize = 2;
 pub const DESCRIPTION_CHARS_MAX: usize = 255;
 /// Identities of an account: users, groups and certificates that act for it.
 pub const IDENTITIES_MAX: usize = 64;
-/// Accounts that a snapshot is shared with by name.
+/// Images of a store.
+pub const IMAGES_MAX: u64 = 1_000_000;
+/// Devices of an image.
+pub const IMAGE_DEVICES_MAX: usize = 27;
+/// Characters of an image's name, at least and at most.
+pub const IMAGE_NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=128;
+/// Characters of a device's name.
+pub const DEVICE_NAME_CHARS_MAX: usize = 64;
+/// Numbers of ephemeral devices are below this.
+pub const EPHEMERAL_DEVICES_MAX: u32 = 24;
+/// How long an image stays protected after its protection with a cooldown was ended.
+pub const PROTECTION_COOLDOWN: Duration = Duration::from_hours(24);
+/// How far ahead the deprecation of an image may be.
+pub const DEPRECATION_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+/// How long after its registration an image that is shared with everybody is deprecated at the
+/// latest.
+pub const PUBLIC_DEPRECATION_MAX: Duration = Duration::from_hours(2 * 365 * 24);
+/// Accounts that a snapshot or an image is shared with by name.
 pub const SHARED_ACCOUNTS_MAX: usize = 1000;
 /// Bytes of the subject of a certificate in an identity.
 pub const SUBJECT_BYTES_MAX: usize = 512;

@@ -17,13 +17,17 @@ const ROOT: u32 = 0;
 struct Things {
     volume: String,
     snapshot: String,
+    image: String,
     ticketed: String,
 }
 
-/// The things of an account: a volume `data`, attached with a ticket, and its snapshot `monday`.
+/// The things of an account: a volume `data`, attached with a ticket, its snapshot `monday`, and an
+/// image `web` of that.
 fn things(lab: &Lab, user: u32) -> Things {
     snapctl_as(user, "volume create data --size 1M", lab).ok();
     snapctl_as(user, "snapshot create data --name monday --wait", lab).ok();
+    let register = "image register --name web --block-device sda=snapshot:monday";
+    snapctl_as(user, register, lab).ok();
     let id = |arguments: &str| {
         let shown = snapctl_as(user, arguments, lab).success();
         let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
@@ -33,6 +37,7 @@ fn things(lab: &Lab, user: u32) -> Things {
     Things {
         ticketed: tickets::attach(lab, &volume).export,
         snapshot: id("snapshot show monday -o json"),
+        image: id("image show web -o json"),
         volume,
     }
 }
@@ -40,6 +45,9 @@ fn things(lab: &Lab, user: u32) -> Things {
 impl Things {
     fn export(&self, row: &str) -> String {
         match row {
+            "image/NAME" => "image/web".to_owned(),
+            "image/ID" => format!("image/{}", self.image),
+            "image/ID/DEVICE" => format!("image/{}/sda", self.image),
             "snapshot/NAME" => "snapshot/monday".to_owned(),
             "snapshot/ID" => format!("snapshot/{}", self.snapshot),
             "volume/NAME" => "volume/data".to_owned(),
@@ -129,7 +137,7 @@ fn every_export_is_opened_by_whom_the_table_says() {
             if name == "the list of exports" {
                 let list = list(user, &lab);
                 let expected = match cell {
-                    "own" => Some("['snapshot/monday', 'volume/data']".to_owned()),
+                    "own" => Some("['image/web', 'snapshot/monday', 'volume/data']".to_owned()),
                     "no" => None,
                     other => panic!("{name}: {other:?} is no cell"),
                 };
@@ -158,5 +166,5 @@ fn every_export_is_opened_by_whom_the_table_says() {
             }
         }
     }
-    assert_eq!(seen, 6 * 4, "the table has this many cells");
+    assert_eq!(seen, 8 * 4, "the table has this many cells");
 }

@@ -85,18 +85,18 @@ fn snapctl_as(user: u32, arguments: &str, lab: &Lab) -> Finished {
 }
 
 /// Runs `snapctl` as the administrator, which must succeed.
-fn admin(lab: &Lab, arguments: &str) -> Finished {
+pub(crate) fn admin(lab: &Lab, arguments: &str) -> Finished {
     lab.snapctl().run(arguments.split(' ')).success()
 }
 
 /// Makes an account, and returns its id.
-fn account(lab: &Lab, arguments: &str) -> String {
+pub(crate) fn account(lab: &Lab, arguments: &str) -> String {
     let arguments = format!("account create {arguments}");
     text(&lab.snapctl().json(arguments.split(' ')), "id")
 }
 
 /// Makes a token, in a file.
-fn token(lab: &Lab, name: &str, arguments: &str) -> PathBuf {
+pub(crate) fn token(lab: &Lab, name: &str, arguments: &str) -> PathBuf {
     let file = lab.scratch.join(name);
     let create = format!("account token create {arguments} --output-file");
     let create = create.split(' ').map(Path::new).chain([&*file]);
@@ -105,7 +105,7 @@ fn token(lab: &Lab, name: &str, arguments: &str) -> PathBuf {
 }
 
 /// Runs `snapctl` over TCP with a token.
-fn with_token(lab: &Lab, token: &Path, arguments: &str) -> Finished {
+pub(crate) fn with_token(lab: &Lab, token: &Path, arguments: &str) -> Finished {
     let tcp = Snapctl::new(lab.varved.tcp_endpoint());
     let mut command = tcp.command(arguments.split(' '));
     command.env("VARVE_TOKEN_FILE", token);

@@ -74,6 +74,7 @@ fn each_quota_of_records_refuses_what_is_too_much_and_says_what_is_left() {
         "snapshots": { "limit": 2, "used": 2 },
         "attached_volumes": { "limit": 1, "used": 1 },
         "uploads": { "limit": null, "used": 0 },
+        "images": { "limit": null, "used": 0 },
     });
     assert_eq!(used(&lab), all);
     let me = with_token(&lab, &web, "whoami").success().text();

@@ -39,6 +39,13 @@ fn limited_account() -> AccountRecord {
     }
 }
 
+fn public_account() -> AccountRecord {
+    AccountRecord {
+        allows_public_images: true,
+        ..limited_account()
+    }
+}
+
 fn token(scopes: Scopes, expires_at_ns: Option<u64>) -> TokenRecord {
     TokenRecord {
         id: TokenId::from_low_bits([7; 9]),
@@ -66,13 +73,14 @@ fn access_key() -> AccessKeyRecord {
     }
 }
 
-fn holdings() -> Vec<u8> {
+fn holdings(images: u64) -> Vec<u8> {
     let holdings = Holdings {
         volumes: 3,
         snapshots: 1 << 20,
         attached_volumes: 1,
+        images,
     };
-    holdings.encode().to_vec()
+    holdings.encode()
 }
 
 fn remote_of_account() -> RemoteRecord {
@@ -90,8 +98,9 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("plain", account_record(&[]).encode()),
             ("identities", account_record(&IDENTITIES).encode()),
             ("limits", limited_account().encode()),
+            ("public-images", public_account().encode()),
         ],
-        "index-holdings" => vec![("some", holdings())],
+        "index-holdings" => vec![("some", holdings(0)), ("images", holdings(7))],
         "token-record" => vec![
             ("plain", token(Scopes::ALL, None).encode()),
             (

@@ -10,8 +10,9 @@ use varve_nbd::{
     without_tickets,
 };
 use varve_store::format::{
-    AccessKeyRecord, AccountRecord, CatalogRecord as _, CopyRecord, Kinds, LastRun, Location,
-    OwnerRecord, PackId, RemoteRecord, SnapshotRecord, TokenRecord, VolumeId, VolumeRecord,
+    AccessKeyRecord, AccountRecord, CatalogRecord as _, CopyRecord, ImageId, ImageRecord, Kinds,
+    LastRun, Location, OwnerRecord, PackId, RemoteRecord, SnapshotRecord, TokenRecord, VolumeId,
+    VolumeRecord,
     catalog_log::{
         self, Found, LOG_ALIGN, LogHeader, Position,
         checkpoint::{BlockReader, BlockWriter, Part},
@@ -48,7 +49,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 42] = [
+pub(super) const DECODERS: [Decoder; 44] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -131,6 +132,16 @@ pub(super) const DECODERS: [Decoder; 42] = [
     Decoder {
         name: "account-record",
         decode: |input| whole(AccountRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "image-record",
+        decode: |input| whole(ImageRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "image-id",
+        decode: |input| text::<ImageId>(input),
         repair: |_| {},
     },
     Decoder {

@@ -20,6 +20,7 @@
 
 mod accounts;
 mod decoders;
+mod images;
 mod logs;
 mod mutate;
 mod samples;

@@ -20,7 +20,7 @@ use varve_store::format::{
 };
 use varve_tests::{nbd, random::Random};
 
-use super::{accounts, logs};
+use super::{accounts, images, logs};
 
 pub(super) type Samples = Vec<(&'static str, Vec<u8>)>;
 
@@ -200,7 +200,7 @@ pub(super) fn of(decoder: &str) -> Samples {
                 [&(1_u64 << 40).to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 2]].concat(),
             ),
         ],
-        other => accounts::of(other),
+        other => images::of(other),
     }
 }
 

@@ -338,7 +338,7 @@ fn devices_come_and_go_as_people_ask() {
             "refused with 3: snapctl: open volume/vol-",
             "is not attached",
             "refused with 3:",
-            "refused with 2: snapctl: map disk: an export is volume/NAME or snapshot/NAME",
+            "refused with 2: snapctl: map disk: an export is volume/NAME, snapshot/NAME or image/NAME",
             "refused with 2:",
             "does not support TLS",
             "refused with 2: snapctl: map volume/disk: with --nbd, give the id of the volume",

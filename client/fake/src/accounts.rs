@@ -153,6 +153,7 @@ impl AccountService for Service {
                 created_at: Some(TIME),
                 identities: request.identities,
                 public_access_block: v1::PublicAccessBlock::Off.into(),
+                public_images: false,
                 quotas: Vec::new(),
             };
             accounts.accounts.insert(id, account.clone());
@@ -194,6 +195,7 @@ impl AccountService for Service {
             let removed = |it: &String| request.remove_identities.contains(it);
             account.identities.retain(|it| !removed(it));
             account.identities.extend(request.add_identities);
+            account.public_images = request.public_images.unwrap_or(account.public_images);
             if request.public_access_block != 0 {
                 account.public_access_block = request.public_access_block;
             }

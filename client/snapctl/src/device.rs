@@ -58,7 +58,7 @@ run `snapctl device map` for the same export again to keep it connected.
 
 The systemd unit varve-map@.service does the same for exports that should be mapped at boot.")]
 pub(crate) struct Map {
-    /// volume/NAME or snapshot/NAME; attach a volume first (`snapctl volume attach`)
+    /// volume/NAME, snapshot/NAME or image/NAME; attach a volume first (`snapctl volume attach`)
     #[arg(
         required_unless_present = "ticket_file",
         conflicts_with = "ticket_file"
@@ -252,7 +252,7 @@ impl Map {
         let what = || format!("map {}", without_tickets(export));
         let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);
         if !export.contains('/') {
-            return Err(wrong("an export is volume/NAME or snapshot/NAME").into());
+            return Err(wrong("an export is volume/NAME, snapshot/NAME or image/NAME").into());
         }
         let export = ExportName::parse(export);
         if let Some(address) = &self.nbd {
@@ -272,10 +272,21 @@ impl Map {
                 let attachment = format!("{}@{}", volume.id, volume.attachments);
                 ExportName::Volume(&attachment).to_string()
             }
+            Some(ExportName::Image(key)) => {
+                // A device of an image is named behind its id.
+                let (image, device) = match key.split_once('/') {
+                    Some((id, _)) if id.starts_with("ami-") => (id, key.get(id.len()..)),
+                    _ => (key, None),
+                };
+                let id = client.image(image).await?.id;
+                ExportName::Image(&format!("{id}{}", device.unwrap_or_default())).to_string()
+            }
             Some(ExportName::Snapshot(key)) => {
                 ExportName::Snapshot(&client.snapshot(key).await?.id).to_string()
             }
-            None => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
+            None => {
+                return Err(wrong("an export is volume/NAME, snapshot/NAME or image/NAME").into());
+            }
         };
         // A path is one of this machine, and so has to be the daemon.
         let is_here = options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix);

@@ -16,8 +16,8 @@ use varve_client::{
 
 use crate::{
     Options, archive,
+    disk_format::{Format, expected_by_name},
     exit::Failure,
-    image::{Format, expected_by_name},
     meter,
     output::{self, Output, SnapshotJson},
     qemu, signals,

@@ -11,8 +11,8 @@ use varve_client::{Client, Error, ErrorKind, UploadReport};
 
 use crate::{
     Options, archive,
+    disk_format::Format,
     exit::Failure,
-    image::Format,
     intake::Intake,
     meter,
     output::{self, Output, SnapshotJson},

@@ -13,7 +13,9 @@ use varve_content::block::MAX_VOLUME_BYTES;
 
 use crate::{
     Options, blocking,
-    image::{Format, Image, Looks, Packing, Part, Reach, choose_disk, expected_by_name, unpacked},
+    disk_format::{
+        Format, Image, Looks, Packing, Part, Reach, choose_disk, expected_by_name, unpacked,
+    },
     import::FormatChoice,
     meter, qemu,
 };

@@ -14,6 +14,7 @@ mod audit;
 mod authorities;
 mod copy;
 mod device;
+mod disk_format;
 mod du;
 mod exit;
 mod export;
@@ -147,6 +148,9 @@ enum Command {
     /// Create, list, show, delete, tag, compare and verify snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Register, list, show, share, change and deregister images, which machines boot from
+    #[command(subcommand)]
+    Image(image::Images),
     /// Create, list, show, tag, attach, detach and delete volumes
     #[command(subcommand)]
     Volume(volume::Volume),
@@ -475,6 +479,7 @@ async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
         Command::Export(export) => export.run(options).await,
         Command::Archive(archive) => archive.run(options).await,
         Command::Snapshot(snapshot) => snapshot.run(options).await,
+        Command::Image(images) => images.run(options).await,
         Command::Volume(volume) => volume.run(options).await,
         Command::Copy(copies) => copies.run(options).await,
         Command::Remote(remotes) => remotes.run(options).await,

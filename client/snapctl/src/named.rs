@@ -1,4 +1,4 @@
-//! Snapshots and volumes as they are named on the command line.
+//! Images, snapshots and volumes as they are named on the command line.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,6 +8,7 @@ use varve_nbd::ExportName;
 /// The kind of record that a name belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
+    Image,
     Snapshot,
     Volume,
 }
@@ -16,7 +17,8 @@ impl Kind {
     /// The name or id in the name of an export of this kind; `None` if it is not one.
     fn in_export(self, given: &str) -> Option<&str> {
         match (self, ExportName::parse(given)?) {
-            (Self::Snapshot, ExportName::Snapshot(key))
+            (Self::Image, ExportName::Image(key))
+            | (Self::Snapshot, ExportName::Snapshot(key))
             | (Self::Volume, ExportName::Volume(key)) => Some(key),
             _ => None,
         }
@@ -25,6 +27,7 @@ impl Kind {
     /// Returns true if the daemon has such a record of this name or id.
     async fn has(self, client: &Client, name: &str) -> Result<bool> {
         let found = match self {
+            Self::Image => client.image(name).await.map(drop),
             Self::Snapshot => client.snapshot(name).await.map(drop),
             Self::Volume => client.volume(name).await.map(drop),
         };
@@ -41,6 +44,11 @@ impl Kind {
 pub(crate) struct Named(Mutex<Vec<(Kind, String)>>);
 
 impl Named {
+    /// An image's name or id, without the prefix `image/` of export names.
+    pub(crate) async fn image(&self, client: &Client, given: &str) -> Result<String> {
+        self.name(Kind::Image, client, given).await
+    }
+
     /// A snapshot's name or id, without the prefix `snapshot/` of export names.
     pub(crate) async fn snapshot(&self, client: &Client, given: &str) -> Result<String> {
         self.name(Kind::Snapshot, client, given).await
@@ -62,8 +70,8 @@ impl Named {
         Ok(name.to_owned())
     }
 
-    /// Advice if the name belongs to the other kind: a volume where a snapshot was asked for, or
-    /// the other way round.
+    /// Advice if the name belongs to another kind: a volume where a snapshot was asked for, or the
+    /// other way round.
     pub(crate) async fn advice(&self, client: &Client) -> Result<Option<String>, Error> {
         let all = self
             .0
@@ -76,14 +84,17 @@ impl Named {
             }
             let other = match wanted {
                 Kind::Snapshot => Kind::Volume,
-                Kind::Volume => Kind::Snapshot,
+                Kind::Image | Kind::Volume => Kind::Snapshot,
             };
             let name = other.in_export(&name).unwrap_or(&name);
             if !other.has(client, name).await? {
                 continue;
             }
             return Ok(Some(match other {
-                Kind::Volume => format!(
+                Kind::Snapshot if wanted == Kind::Image => format!(
+                    "there is a snapshot \"{name}\": register an image of it first (snapctl image register --name NAME --block-device /dev/sda1=snapshot:{name})"
+                ),
+                Kind::Image | Kind::Volume => format!(
                     "there is a volume \"{name}\": make a snapshot of it first (snapctl snapshot create {name} --name NAME)"
                 ),
                 Kind::Snapshot => format!(

@@ -21,7 +21,7 @@ use tokio::{
 };
 use varve_client::{Error, ErrorKind, Progress, Result, scratch_file, scratch_name};
 
-use crate::image::{Format, Image, Layer, Probe};
+use crate::disk_format::{Format, Image, Layer, Probe};
 
 /// Bytes kept of its standard error.
 const SAID_BYTES_MAX: usize = 64 << 10;

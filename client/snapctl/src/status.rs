@@ -21,6 +21,7 @@ struct StatusJson<'a> {
     started_at: Option<String>,
     snapshots: u64,
     volumes: u64,
+    images: u64,
     logical_bytes: u64,
     chunks: u64,
     chunk_bytes: u64,
@@ -65,6 +66,7 @@ impl<'a> From<&'a Status> for StatusJson<'a> {
             started_at: status.started_at.and_then(output::rfc3339),
             snapshots: status.snapshots,
             volumes: status.volumes,
+            images: status.images,
             logical_bytes: status.logical_bytes,
             chunks: status.chunks,
             chunk_bytes: status.chunk_bytes,
@@ -109,6 +111,7 @@ fn text(status: &Status, endpoint: &str) -> String {
             ),
         ),
         ("Volumes", status.volumes.to_string()),
+        ("Images", status.images.to_string()),
         (
             "Unique",
             format!(

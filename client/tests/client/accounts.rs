@@ -61,6 +61,7 @@ async fn an_account_is_made_changed_and_deleted() {
         add_identities: vec!["gid:7".to_owned()],
         remove_identities: vec!["uid:1000".to_owned()],
         public_access_block: Some(PublicAccessBlock::AllSharing),
+        public_images: Some(true),
         quotas: vec![(Quota::Snapshots, Some(9)), (Quota::Volumes, None)],
     };
     let updated = client.update_account("web", update).await.unwrap();
@@ -68,6 +69,7 @@ async fn an_account_is_made_changed_and_deleted() {
     assert_eq!(updated.state, AccountState::ReadOnly);
     assert_eq!(updated.identities, ["gid:7"]);
     assert_eq!(updated.public_access_block, PublicAccessBlock::AllSharing);
+    assert!(updated.public_images && !made.public_images);
     let [quota] = &*updated.quotas else {
         panic!("{:?}", updated.quotas);
     };

@@ -8,12 +8,17 @@ use std::{borrow::Cow, fmt};
 /// The first characters of every attach ticket. Scanners for leaked secrets find tickets by it.
 pub const TICKET_PREFIX: &str = "varve_ticket_";
 
+const IMAGE: &str = "image/";
 const SNAPSHOT: &str = "snapshot/";
 const VOLUME: &str = "volume/";
 
-/// The name of an export, taken apart. Snapshots sort before volumes, as in listings.
+/// The name of an export, taken apart. Images sort before snapshots, and these before volumes, as
+/// in listings.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum ExportName<'a> {
+    /// `image/<name or id>`: the device that an image boots from, read-only;
+    /// `image/<id>/<device>`: another one of its devices.
+    Image(&'a str),
     /// `snapshot/<name or id>`: a snapshot, read-only.
     Snapshot(&'a str),
     /// `volume/<name or id>`: a volume while it is attached; `volume/<id>@<number>`: the same as
@@ -25,6 +30,9 @@ impl<'a> ExportName<'a> {
     /// `None` if the prefix is not that of an export. Any text may follow the prefix.
     #[must_use]
     pub fn parse(name: &'a str) -> Option<Self> {
+        if let Some(key) = name.strip_prefix(IMAGE) {
+            return Some(Self::Image(key));
+        }
         if let Some(key) = name.strip_prefix(SNAPSHOT) {
             return Some(Self::Snapshot(key));
         }
@@ -35,6 +43,7 @@ impl<'a> ExportName<'a> {
 impl fmt::Display for ExportName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Image(key) => write!(f, "{IMAGE}{key}"),
             Self::Snapshot(key) => write!(f, "{SNAPSHOT}{key}"),
             Self::Volume(key) => write!(f, "{VOLUME}{key}"),
         }

@@ -268,6 +268,11 @@ impl Directory {
         table.accounts.get(&id).cloned()
     }
 
+    /// The account of this id.
+    pub(crate) fn get(&self, id: AccountId) -> Option<Arc<AccountRecord>> {
+        self.0.table.read().accounts.get(&id).cloned()
+    }
+
     /// All accounts, by id.
     pub(crate) fn all(&self) -> Vec<Arc<AccountRecord>> {
         let mut all: Vec<_> = self.0.table.read().accounts.values().cloned().collect();

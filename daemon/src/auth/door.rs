@@ -7,7 +7,6 @@
 //! every operation has a line. Changes and refusals have a line in the audit log, too.
 
 use std::{
-    fmt,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -17,19 +16,15 @@ use std::{
 };
 
 use tracing::{debug, warn};
-use varve_nbd::without_tickets;
 use varve_store::AccountId;
 
 use super::{
     Caller, Directory, Principal, Rates, TokenError, TooFast,
     audit::{self, Audit, AuditError, Event, OK},
     policy::{Denied, counts, is_change, is_relief, permit},
-    token::without_tokens,
+    resource::{Listed, Resource, without_secrets},
 };
-use crate::{
-    error::{Classified, ErrorKind},
-    limits,
-};
+use crate::error::{Classified, ErrorKind};
 
 macro_rules! actions {
     ($($name:ident,)*) => {
@@ -75,6 +70,16 @@ actions! {
     DeleteVolume,
     AttachVolume,
     DetachVolume,
+    RegisterImage,
+    GetImage,
+    ListImages,
+    UpdateImage,
+    TagImage,
+    ShareImage,
+    UnshareImage,
+    DeregisterImage,
+    GiveImage,
+    OpenImageExport,
     BeginUpload,
     FindMissing,
     PutChunks,
@@ -122,73 +127,6 @@ actions! {
     ListAccessKeys,
     RevokeAccessKey,
     ReadAudit,
-}
-
-/// The target of an operation, by the name or id that the caller gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Resource<'a> {
-    Snapshot(&'a str),
-    /// The snapshots of a group, by a pattern of their names.
-    Snapshots(&'a str),
-    Volume(&'a str),
-    /// The snapshot or the volume with this name.
-    SnapshotOrVolume(&'a str),
-    Upload(&'a str),
-    Copy(&'a str),
-    Remote(&'a str),
-    Account(&'a str),
-    Token(&'a str),
-    AccessKey(&'a str),
-}
-
-/// A text of a caller without the tickets and tokens in it.
-fn without_secrets(text: &str) -> String {
-    without_tokens(&without_tickets(text)).into_owned()
-}
-
-impl fmt::Display for Resource<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (kind, key) = match self {
-            Self::Snapshot(key) => ("snapshot", key),
-            Self::Snapshots(key) => ("snapshots", key),
-            Self::Volume(key) => ("volume", key),
-            Self::SnapshotOrVolume(key) => ("snapshot or volume", key),
-            Self::Upload(key) => ("upload", key),
-            Self::Copy(key) => ("copy", key),
-            Self::Remote(key) => ("remote", key),
-            Self::Account(key) => ("account", key),
-            Self::Token(key) => ("token", key),
-            Self::AccessKey(key) => ("access key", key),
-        };
-        // Callers may send any text as a key, also the name of an export with its ticket.
-        let (shown, more) = match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {
-            Some((end, _)) => (key.get(..end).unwrap_or_default(), "..."),
-            None => (*key, ""),
-        };
-        let shown = without_secrets(shown);
-        let is_plain = |c: char| c.is_alphanumeric() || "-_./:@".contains(c);
-        if shown.chars().all(is_plain) {
-            write!(f, "{kind} {shown}{more}")
-        } else {
-            write!(f, "{kind} {shown:?}{more}")
-        }
-    }
-}
-
-/// Several resources, for the log.
-struct Listed<'a>(&'a [Resource<'a>]);
-
-impl fmt::Display for Listed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, resource) in self.0.iter().take(limits::RESOURCES_LOGGED_MAX).enumerate() {
-            let comma = if number == 0 { "" } else { ", " };
-            write!(f, "{comma}{resource}")?;
-        }
-        match self.0.len().saturating_sub(limits::RESOURCES_LOGGED_MAX) {
-            0 => Ok(()),
-            more => write!(f, " and {more} more"),
-        }
-    }
 }
 
 /// Logs a change, or another outcome that operators see, in one line: the attempt, then these
@@ -579,7 +517,7 @@ mod tests {
     use varve_store::Error;
 
     use super::*;
-    use crate::{auth::Face, net::peer::Peer, tasks::Tasks, telemetry::capture::Captured};
+    use crate::{auth::Face, limits, net::peer::Peer, tasks::Tasks, telemetry::capture::Captured};
 
     fn caller() -> Caller {
         Caller::new(Face::Grpc, Peer::Given)

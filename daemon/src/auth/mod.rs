@@ -4,7 +4,7 @@
 //! - `directory`: accounts and tokens in memory, and whom a caller acts for.
 //! - `accounts`: their changes, in the store and in memory.
 //! - `policy`: who may do which operation.
-//! - `door`: operations, their targets, and the attempt that the policy permits.
+//! - `door`: operations, and the attempt that the policy permits. `resource`: their targets.
 //! - `audit`: the log of changes and refusals.
 //! - `token`, `access_key`: credentials as texts, and what the store keeps of their secrets.
 //! - `ticket`: attach tickets, which open one volume over NBD.
@@ -24,6 +24,7 @@ mod failures;
 pub(crate) mod key;
 mod policy;
 mod rates;
+mod resource;
 mod ticket;
 mod token;
 
@@ -31,8 +32,9 @@ pub(crate) use access_key::SecretAccessKey;
 pub(crate) use accounts::{AccessKey, Accounts, CredentialError};
 pub use caller::{Caller, Face};
 pub(crate) use directory::{Directory, Principal, TokenError};
-pub(crate) use door::{Action, Attempt, Changed, Closed, Door, Resource, done};
+pub(crate) use door::{Action, Attempt, Changed, Closed, Door, done};
 pub(crate) use failures::Failures;
 pub(crate) use policy::Denied;
 pub(crate) use rates::{Rates, TooFast};
+pub(crate) use resource::Resource;
 pub(crate) use ticket::{Attachment, Ticket, TicketError};

@@ -39,8 +39,11 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::ListVolumes
         | Action::ListTokens
         | Action::ListAccessKeys
+        | Action::GetImage
+        | Action::ListImages
         | Action::ListExports
         | Action::OpenSnapshotExport
+        | Action::OpenImageExport
         | Action::CompareExport => Right::Read,
 
         Action::CreateSnapshots
@@ -54,7 +57,13 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::CommitUpload
         | Action::AbortUpload
         | Action::ShareSnapshot
-        | Action::UnshareSnapshot => Right::Change(Scopes::IMAGES),
+        | Action::UnshareSnapshot
+        | Action::RegisterImage
+        | Action::UpdateImage
+        | Action::TagImage
+        | Action::ShareImage
+        | Action::UnshareImage
+        | Action::DeregisterImage => Right::Change(Scopes::IMAGES),
 
         Action::CreateVolume
         | Action::CloneVolume
@@ -100,6 +109,7 @@ pub(crate) const fn right(action: Action) -> Right {
         | Action::RemoveRemote
         | Action::GiveSnapshot
         | Action::GiveVolume
+        | Action::GiveImage
         | Action::CreateAccount
         | Action::UpdateAccount
         | Action::RestrictAccount
@@ -147,6 +157,12 @@ pub(crate) enum Denied {
         /// The name of the account.
         account: String,
     },
+    /// Something in the request is the administrator's to say.
+    #[error("{what}")]
+    Given {
+        /// In words.
+        what: &'static str,
+    },
     /// An attach ticket is for one operation.
     #[error("an attach ticket does not allow {action}")]
     Ticket {
@@ -170,6 +186,8 @@ pub(crate) const fn is_relief(action: Action) -> bool {
         Action::DeleteSnapshot
             | Action::DeleteSnapshots
             | Action::UnshareSnapshot
+            | Action::UnshareImage
+            | Action::DeregisterImage
             | Action::DetachVolume
             | Action::OpenVolumeExport
             | Action::DeleteVolume
@@ -244,6 +262,7 @@ impl Classified for Denied {
             Self::Disabled { .. }
             | Self::ReadOnly { .. }
             | Self::Administrator { .. }
+            | Self::Given { .. }
             | Self::Ticket { .. }
             | Self::Scope { .. } => ErrorKind::PermissionDenied,
         }

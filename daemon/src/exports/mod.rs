@@ -1,7 +1,9 @@
-//! The exports of the NBD server: snapshots, read-only, and attached volumes.
+//! The exports of the NBD server: images and snapshots, read-only, and attached volumes.
 //!
 //! | export | what |
 //! | --- | --- |
+//! | `image/<name or id>` | the device that an image boots from |
+//! | `image/<id>/<device>` | another device of an image |
 //! | `snapshot/<name or id>` | a snapshot |
 //! | `volume/<name or id>` | a volume, while it is attached |
 //! | `volume/<id>@<number>` | the same, as long as it is this attachment |
@@ -10,6 +12,7 @@
 //! Like the services of gRPC, this is a face of [`service`](crate::service): it opens every export
 //! for a caller, through the one door.
 
+mod images;
 mod references;
 mod snapshots;
 mod volumes;
@@ -72,13 +75,21 @@ impl Exports for CallerExports {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
+        let images = match After::of(ExportName::Image(""), after) {
+            After::Start => self.list_images(None, limit).await?,
+            After::Name(name) => self.list_images(Some(name), limit).await?,
+            After::Past => Vec::new(),
+        };
+        if !images.is_empty() {
+            return Ok(images);
+        }
         let snapshots = match After::of(ExportName::Snapshot(""), after) {
             After::Start => self.list_snapshots(None, limit).await?,
             After::Name(name) => self.list_snapshots(Some(name), limit).await?,
             After::Past => Vec::new(),
         };
-        // Volumes sort after snapshots. A page of one kind may be short; only an empty one ends the
-        // listing.
+        // Snapshots sort after images, and volumes after snapshots. A page of one kind may be
+        // short; only an empty one ends the listing.
         if !snapshots.is_empty() {
             return Ok(snapshots);
         }
@@ -91,6 +102,10 @@ impl Exports for CallerExports {
 
     async fn open(&self, name: &str) -> Result<StoreExport, ExportError> {
         match ExportName::parse(name) {
+            Some(ExportName::Image(key)) => {
+                let opened = self.open_image(name, key).await?;
+                Ok(StoreExport::Snapshot(opened))
+            }
             Some(ExportName::Snapshot(key)) => {
                 let opened = self.open_snapshot(name, key).await?;
                 Ok(StoreExport::Snapshot(opened))

@@ -42,12 +42,17 @@ impl CallerExports {
             .open_snapshot_export(&self.caller, key)
             .await
             .map_err(|error| refuse(error, name, 0))?;
-        Ok(SnapshotExport {
-            info: info(name.to_owned(), reader.record()),
+        Ok(self.of_snapshot(info(name.to_owned(), reader.record()), reader))
+    }
+
+    /// An export with the content of a snapshot.
+    pub(super) fn of_snapshot(&self, info: ExportInfo, reader: SnapshotReader) -> SnapshotExport {
+        SnapshotExport {
+            info,
             references: References::new(self.service.clone(), self.caller.clone()),
             ahead: ReadAhead::default(),
             reader,
-        })
+        }
     }
 }
 
@@ -60,7 +65,7 @@ fn info(name: String, record: &SnapshotRecord) -> ExportInfo {
     }
 }
 
-/// One snapshot.
+/// One snapshot, or the device of an image with its content.
 #[derive(Debug)]
 pub(crate) struct SnapshotExport {
     info: ExportInfo,

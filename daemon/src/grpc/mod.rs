@@ -24,6 +24,7 @@ mod copies;
 mod failure;
 mod gc;
 mod health;
+mod images;
 mod remotes;
 mod replication;
 mod routes;

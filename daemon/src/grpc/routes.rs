@@ -7,7 +7,7 @@ use varve_proto::{
     v1::{
         account_service_server::AccountServiceServer, content_service_server::ContentServiceServer,
         copy_service_server::CopyServiceServer, gc_service_server::GcServiceServer,
-        remote_service_server::RemoteServiceServer,
+        image_service_server::ImageServiceServer, remote_service_server::RemoteServiceServer,
         replication_service_server::ReplicationServiceServer,
         snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
         volume_service_server::VolumeServiceServer,
@@ -16,8 +16,8 @@ use varve_proto::{
 
 use super::{
     Health, accounts::AccountCalls, content::Content, copies::CopyCalls, gc::GcCalls,
-    remotes::RemoteCalls, replication::Replication, snapshots::Snapshots, status::StatusOf,
-    volumes::Volumes,
+    images::Images, remotes::RemoteCalls, replication::Replication, snapshots::Snapshots,
+    status::StatusOf, volumes::Volumes,
 };
 use crate::{limits, service::Service};
 
@@ -42,6 +42,7 @@ pub(crate) fn routes(service: &Service, health: &Health) -> Result<Routes, Route
     let copies = CopyCalls(service.clone());
     let remotes = RemoteCalls(service.clone());
     let accounts = AccountCalls(service.clone());
+    let images = Images(service.clone());
     let gc = GcCalls(service.clone());
     let status = StatusOf(service.clone());
     let reflection = || {
@@ -57,6 +58,7 @@ pub(crate) fn routes(service: &Service, health: &Health) -> Result<Routes, Route
         )
         .add_service(SnapshotServiceServer::new(snapshots).max_decoding_message_size(small))
         .add_service(VolumeServiceServer::new(volumes).max_decoding_message_size(small))
+        .add_service(ImageServiceServer::new(images).max_decoding_message_size(small))
         .add_service(ReplicationServiceServer::new(replication).max_decoding_message_size(small))
         .add_service(CopyServiceServer::new(copies).max_decoding_message_size(small))
         .add_service(RemoteServiceServer::new(remotes).max_decoding_message_size(small))

@@ -44,6 +44,7 @@ pub(crate) struct AccountChange {
     pub(crate) add: Vec<Identity>,
     pub(crate) remove: Vec<Identity>,
     pub(crate) block_public_access: Option<BlockPublicAccess>,
+    pub(crate) allows_public_images: Option<bool>,
     /// New limits; `None`: none from then on.
     pub(crate) quotas: BTreeMap<Quota, Option<u64>>,
 }
@@ -80,6 +81,10 @@ impl AccountChange {
             BlockPublicAccess::AllSharing => "all-sharing",
         });
         words.extend(block.map(|block| format!("block-public-access={block}")));
+        let images = self.allows_public_images;
+        words.extend(
+            images.map(|allows| format!("public-images={}", if allows { "on" } else { "off" })),
+        );
         words.extend(self.quotas.iter().map(|(quota, limit)| {
             let name = quota.to_string().replace(' ', "-");
             match limit {
@@ -93,7 +98,9 @@ impl AccountChange {
     /// Returns true if it gives the account nothing: no identity, no name, and no more rights.
     fn only_restricts(&self) -> bool {
         let has_names = self.name.is_some() || self.alias.is_some();
-        let has_limits = self.block_public_access.is_some() || !self.quotas.is_empty();
+        let has_limits = self.block_public_access.is_some()
+            || self.allows_public_images.is_some()
+            || !self.quotas.is_empty();
         !has_names
             && !has_limits
             && self.add.is_empty()
@@ -254,6 +261,8 @@ impl Service {
                 record.identities.extend(asked.add.iter().cloned());
                 let block = asked.block_public_access;
                 record.block_public_access = block.unwrap_or(record.block_public_access);
+                let images = asked.allows_public_images;
+                record.allows_public_images = images.unwrap_or(record.allows_public_images);
                 for (quota, limit) in &asked.quotas {
                     match limit {
                         Some(limit) => record.quotas.insert(*quota, *limit),

@@ -231,7 +231,7 @@ pub(crate) enum Descendant {
 
 /// The exports among the records whose names sort after a name: those of the first page that has
 /// any. Pages without exports are skipped, however many there are.
-async fn first_page<R, F: Future<Output = Result<Vec<R>, StoreError>>>(
+pub(super) async fn first_page<R, F: Future<Output = Result<Vec<R>, StoreError>>>(
     owner: AccountId,
     after_name: Option<&str>,
     limit: usize,

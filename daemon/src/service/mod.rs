@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`snapshots`] | snapshots as records, their differences, their verification |
 //! | [`volumes`] | volumes as records |
+//! | [`images`] | images: what a machine boots from |
 //! | [`uploads`] | content on its way in |
 //! | [`content`] | content on its way out |
 //! | [`replication`] | nodes and chunks for another store that copies a snapshot |
@@ -39,6 +40,7 @@ mod error;
 mod exports;
 mod gc;
 mod holds;
+mod images;
 mod page_token;
 mod pages;
 mod remotes;
@@ -69,6 +71,7 @@ pub(crate) use self::{
     error::{Error, Result},
     exports::Descendant,
     gc::{GcChoice, GcState},
+    images::{DeviceContent, DeviceRequest, Filter as ImageFilter, ImageListRequest, ImageRequest},
     pages::ListRequest,
     replication::{ChunkRequest, NodeRequest},
     sight::Grantees,

@@ -19,6 +19,8 @@ const FIELD: &str = "page_token";
 pub(super) const SNAPSHOTS: &str = "varve 2025 page token filters";
 /// The same of volumes.
 pub(super) const VOLUMES: &str = "varve 2025 page token filters of volumes";
+/// The same of images.
+pub(super) const IMAGES: &str = "varve 2026 page token filters of images";
 /// The same of copies.
 pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
 

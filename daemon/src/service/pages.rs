@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use varve_store::{ListPlace, ListQuery, VolumeRecord};
+use varve_store::{Image, ListPlace, ListQuery, VolumeRecord};
 
 use super::{
     error::Result,
@@ -80,6 +80,12 @@ impl Listed for Snapshot {
 impl Listed for VolumeRecord {
     fn place(&self) -> String {
         ListPlace::of(self).to_string()
+    }
+}
+
+impl Listed for Image {
+    fn place(&self) -> String {
+        ListPlace::of(&self.record).to_string()
     }
 }
 

@@ -420,6 +420,8 @@ fn clone_source(source: &str) -> (Resource<'_>, Source<'_>) {
     match ExportName::parse(source) {
         Some(ExportName::Snapshot(key)) => (Resource::Snapshot(key), Source::Snapshot(key)),
         Some(ExportName::Volume(key)) => (Resource::Volume(key), Source::Volume(key)),
-        None => (Resource::SnapshotOrVolume(source), Source::Either(source)),
+        Some(ExportName::Image(_)) | None => {
+            (Resource::SnapshotOrVolume(source), Source::Either(source))
+        }
     }
 }

@@ -15,10 +15,7 @@ use crate::{
         record::{Grantee, Tagged},
     },
     limits,
-    meta::{
-        self, AccountRecord, BlockPublicAccess, Filter, Key, Lookup as _, Meta, Records as _,
-        behind,
-    },
+    meta::{self, AccountRecord, Filter, Key, Lookup as _, Meta, Records as _, behind},
 };
 
 /// Which snapshots or volumes to list.
@@ -84,7 +81,7 @@ impl ListQuery {
             owner: self.owner,
             name_prefix: self.name_prefix.clone(),
             tags: self.tags.clone(),
-            shared_with: None,
+            ..Filter::default()
         }
     }
 }
@@ -106,12 +103,21 @@ impl Engine {
     /// A long list asks the store's threads for a few records at a time, and others have their turn
     /// in between. A record made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: CatalogRecord>(&self, query: ListQuery) -> Result<Vec<R>> {
+        self.list_shown(query, |_| true).await
+    }
+
+    /// The same, and only those that are shown.
+    pub(crate) async fn list_shown<R: CatalogRecord>(
+        &self,
+        query: ListQuery,
+        is_shown: impl Fn(&R) -> bool,
+    ) -> Result<Vec<R>> {
         let limit = query.limit.min(limits::LIST_MAX);
         let after = query.after.as_ref();
         let after = after.map(|place| behind(&list_key(place.owner, &place.label)));
         let after = after.unwrap_or_default();
         let Some(reader) = query.reader else {
-            return self.list_some(query.filter(), after, limit, |_| true).await;
+            return self.list_some(query.filter(), after, limit, is_shown).await;
         };
         // What an account may read is in up to three lists of the same order. Tags are not shared,
         // so they find nothing of others.
@@ -126,23 +132,23 @@ impl Engine {
             ..query.filter()
         });
         let shared = shared.into_iter().filter(|filter| filter.tags.is_empty());
-        let blocked = self.blocked().await?;
+        let blocked = self.blocked::<R>().await?;
         for filter in own.into_iter().chain(shared) {
             let is_public = filter.shared_with == Some(Grantee::Everybody);
-            let is_shown = |it: &R| !is_public || !blocked.contains(&it.keys().owner);
+            let is_listed =
+                |it: &R| !(is_public && blocked.contains(&it.keys().owner)) && is_shown(it);
             let records = self
-                .list_some(filter, after.clone(), limit, is_shown)
+                .list_some(filter, after.clone(), limit, is_listed)
                 .await?;
             found.extend(records.into_iter().map(|it| (listed_at(&it), it)));
         }
         Ok(found.into_values().take(limit).collect())
     }
 
-    /// The accounts that share nothing with everybody, whatever their records say.
-    async fn blocked(&self) -> Result<BTreeSet<AccountId>> {
+    /// The accounts that share nothing of a kind with everybody, whatever their records say.
+    async fn blocked<R: CatalogRecord>(&self) -> Result<BTreeSet<AccountId>> {
         let accounts: Vec<AccountRecord> = self.list_all().await?;
-        let blocked = accounts.into_iter();
-        let blocked = blocked.filter(|it| it.block_public_access == BlockPublicAccess::AllSharing);
+        let blocked = accounts.into_iter().filter(R::is_hidden_by);
         Ok(blocked.map(|it| it.id).collect())
     }
 
@@ -157,14 +163,17 @@ impl Engine {
         let filter = Arc::new(filter);
         let mut next = Some(from);
         let mut found: Vec<R> = Vec::new();
+        let mut is_later = false;
         while let Some(from) = next.take()
             && found.len() < limit
         {
-            let steps = match filter.needs_tags() {
-                // The number of records examined is not the number found.
+            // Of records that are found by their place alone, the first ones are the list, unless
+            // some are not shown.
+            let steps = match filter.needs_tags() || is_later {
                 true => limits::LIST_SLICE_RECORDS,
-                false => (limit - found.len()).min(limits::LIST_SLICE_RECORDS),
+                false => limit.min(limits::LIST_SLICE_RECORDS),
             };
+            is_later = true;
             let filter = Arc::clone(&filter);
             let page = move |meta: &dyn Meta| meta.page(&filter, &from, steps);
             let page = self.meta(Priority::Manage, page).await?;

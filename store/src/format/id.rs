@@ -1,4 +1,4 @@
-//! Ids of the catalog's records: snapshots and volumes.
+//! Ids of the catalog's records: snapshots, volumes, images.
 
 use std::{
     fmt::{self, Debug, Display},
@@ -15,10 +15,14 @@ pub trait IdKind: Copy + Ord + Hash + Send + Sync + 'static {
     const WHAT: &'static str;
     /// The prefix of the digits in texts: "snap-".
     const PREFIX: &'static str;
+    /// Digits of the shortest id. Those that the store makes have 17.
+    const DIGITS_LEAST: usize = DIGITS;
 }
 
 /// Tells a record from every other of its kind that ever was: 68 random bits, shown as a prefix and
-/// 17 hexadecimal digits.
+/// 17 hexadecimal digits. Kinds whose records keep ids from elsewhere have shorter ids, too.
+///
+/// The first four bits are zero; of a shorter id, 1 for 8 digits to 9 for 16.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId<K> {
     bytes: [u8; ID_BYTES],
@@ -28,6 +32,8 @@ pub struct RecordId<K> {
 /// Bytes of an id.
 pub const ID_BYTES: usize = 9;
 const DIGITS: usize = 17;
+/// The digits that the first four bits of a shorter id do not count.
+const DIGITS_UNCOUNTED: usize = 7;
 
 impl<K: IdKind> RecordId<K> {
     /// The id with the last 68 bits of these bytes.
@@ -40,7 +46,7 @@ impl<K: IdKind> RecordId<K> {
         }
     }
 
-    /// Its bytes; the first four bits are zero.
+    /// Its bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; ID_BYTES] {
         &self.bytes
@@ -50,20 +56,41 @@ impl<K: IdKind> RecordId<K> {
     /// such a name.
     #[must_use]
     pub fn is_of_its_form(text: &str) -> bool {
-        Self::digits(&text.to_ascii_lowercase()).is_some()
+        Self::digits_in(&text.to_ascii_lowercase()).is_some()
     }
 
     pub(super) fn decode_from(fields: &mut Fields<'_>) -> Result<Self, FormatError> {
         let bytes = fields.array()?;
-        let id = Self::from_low_bits(bytes);
-        if id.bytes != bytes {
+        let id = Self {
+            bytes,
+            kind: PhantomData,
+        };
+        let digits = id.digits();
+        let is_valid = bytes[0] >> 4 == 0
+            || (K::DIGITS_LEAST..DIGITS).contains(&digits) && id.number() >> (4 * digits) == 0;
+        if !is_valid {
             return Err(FormatError::differs(
                 K::WHAT,
-                "68 bits",
+                format_args!("68 bits, or {} digits or more", K::DIGITS_LEAST),
                 format_args!("{bytes:02x?}"),
             ));
         }
         Ok(id)
+    }
+
+    /// The number of its digits.
+    fn digits(&self) -> usize {
+        match usize::from(self.bytes[0] >> 4) {
+            0 => DIGITS,
+            counted => DIGITS_UNCOUNTED + counted,
+        }
+    }
+
+    /// Its digits as a number.
+    fn number(&self) -> u128 {
+        let [a, rest @ ..] = self.bytes;
+        let rest = u128::from(u64::from_be_bytes(rest));
+        u128::from(a & 0x0f) << 64 | rest
     }
 
     /// The id in bytes that hold nothing else.
@@ -74,20 +101,19 @@ impl<K: IdKind> RecordId<K> {
         Ok(id)
     }
 
-    fn digits(text: &str) -> Option<&str> {
+    fn digits_in(text: &str) -> Option<&str> {
         let digits = text.strip_prefix(K::PREFIX)?;
         let hexadecimal = digits
             .bytes()
             .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-        (digits.len() == DIGITS && hexadecimal).then_some(digits)
+        let length = K::DIGITS_LEAST..=DIGITS;
+        (length.contains(&digits.len()) && hexadecimal).then_some(digits)
     }
 }
 
 impl<K: IdKind> Display for RecordId<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [first, rest @ ..] = self.bytes;
-        write!(f, "{}{first:x}", K::PREFIX)?;
-        rest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{}{:02$x}", K::PREFIX, self.number(), self.digits())
     }
 }
 
@@ -102,15 +128,27 @@ impl<K: IdKind> FromStr for RecordId<K> {
 
     /// Only what `Display` writes.
     fn from_str(text: &str) -> Result<Self, FormatError> {
-        let number = Self::digits(text).and_then(|digits| u128::from_str_radix(digits, 16).ok());
-        let Some(number) = number else {
+        let digits = Self::digits_in(text);
+        let number = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
+        let (Some(digits), Some(number)) = (digits, number) else {
+            let (prefix, least) = (K::PREFIX, K::DIGITS_LEAST);
+            let length = match least {
+                DIGITS => DIGITS.to_string(),
+                least => format!("{least} to {DIGITS}"),
+            };
             return Err(FormatError::differs(
                 K::WHAT,
-                format_args!("{:?} and {DIGITS} lower-case hexadecimal digits", K::PREFIX),
+                format_args!("{prefix:?} and {length} lower-case hexadecimal digits"),
                 format_args!("{text:?}"),
             ));
         };
         let [.., a, b, c, d, e, f, g, h, i] = number.to_be_bytes();
-        Ok(Self::from_low_bits([a, b, c, d, e, f, g, h, i]))
+        let mut id = Self::from_low_bits([a, b, c, d, e, f, g, h, i]);
+        if digits.len() < DIGITS {
+            #[expect(clippy::cast_possible_truncation, reason = "it is below 17")]
+            let counted = (digits.len() - DIGITS_UNCOUNTED) as u8;
+            id.bytes[0] = counted << 4;
+        }
+        Ok(id)
     }
 }

@@ -10,6 +10,7 @@
 //! | [`labels`](super::record::Kind) of a kind | [list key](list_key): owner, and name or id | id |
 //! | [`tags`](super::record::Kind) of a kind | key and value of a tag, each with a 0 behind it, and list key | id |
 //! | | [grantee](grantee_prefix): `ff 00` for everybody, `ff 01` and 8 bytes, big endian, for an account; and list key | id |
+//! | | [snapshot](snapshot_prefix) that the record needs: `ff 02` and the id, 9 bytes; and list key | id |
 //! | [`roots`](super::record::Kind) of a kind | root of the content, 32 bytes, and id | id |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
@@ -31,7 +32,8 @@
 use std::fmt;
 
 use super::{
-    AccountId, FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, StoreId,
+    AccountId, FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, SnapshotId,
+    StoreId,
     fields::{Fields, FieldsMut},
     pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
     record::{Counter, Grantee, account::Quota},
@@ -81,6 +83,8 @@ pub const BEHIND_HOLDINGS: &[u8] = b"holdings;";
 const VERSION: u8 = 1;
 /// First byte of the [`PackState`] of an emptied pack.
 const PACK_STATE_EMPTIED: u8 = 2;
+/// First byte of [`Holdings`] with images.
+const HOLDINGS_VERSION: u8 = 2;
 /// First byte of [`Totals`] with volumes.
 const TOTALS_VERSION: u8 = 2;
 /// First byte of [`Totals`] of more logical bytes than 64 bits hold.
@@ -426,11 +430,11 @@ pub struct Holdings {
     pub snapshots: u64,
     /// Volumes that are attached.
     pub attached_volumes: u64,
+    /// Images.
+    pub images: u64,
 }
 
 impl Holdings {
-    const BYTES: usize = 25;
-
     /// The key of what an account holds.
     #[must_use]
     pub fn key_of(account: AccountId) -> Vec<u8> {
@@ -444,6 +448,7 @@ impl Holdings {
             Quota::Volumes => Some(self.volumes),
             Quota::Snapshots => Some(self.snapshots),
             Quota::AttachedVolumes => Some(self.attached_volumes),
+            Quota::Images => Some(self.images),
             Quota::Uploads | Quota::RequestsPerSecond | Quota::StoredBytes => None,
         }
     }
@@ -455,6 +460,7 @@ impl Holdings {
             volumes: self.volumes.saturating_add(more.volumes),
             snapshots: self.snapshots.saturating_add(more.snapshots),
             attached_volumes: self.attached_volumes.saturating_add(more.attached_volumes),
+            images: self.images.saturating_add(more.images),
         }
     }
 
@@ -465,30 +471,50 @@ impl Holdings {
             volumes: self.volumes.checked_sub(less.volumes)?,
             snapshots: self.snapshots.checked_sub(less.snapshots)?,
             attached_volumes: self.attached_volumes.checked_sub(less.attached_volumes)?,
+            images: self.images.checked_sub(less.images)?,
         })
     }
 
-    /// As a value: the version (1), then the fields in the order above, 8 bytes each.
+    /// As a value: the version, then the fields in the order above, 8 bytes each. Version 1 ends
+    /// before the images, and is that of an account without any.
     #[must_use]
-    pub fn encode(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        FieldsMut::new(&mut bytes)
-            .u8(VERSION)
-            .u64(self.volumes)
-            .u64(self.snapshots)
-            .u64(self.attached_volumes);
+    pub fn encode(&self) -> Vec<u8> {
+        let has_images = self.images > 0;
+        let mut bytes = vec![if has_images {
+            HOLDINGS_VERSION
+        } else {
+            VERSION
+        }];
+        let images = has_images.then_some(self.images);
+        let all = [self.volumes, self.snapshots, self.attached_volumes];
+        for number in all.into_iter().chain(images) {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
         bytes
     }
 
     /// From a value.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("holdings of an account", bytes);
-        expect_version(&mut fields)?;
-        let holdings = Self {
+        let version = fields.u8()?;
+        if !matches!(version, VERSION | HOLDINGS_VERSION) {
+            let what = "version of the holdings of an account";
+            return Err(FormatError::unknown(what, "1 and 2", version));
+        }
+        let mut holdings = Self {
             volumes: fields.u64()?,
             snapshots: fields.u64()?,
             attached_volumes: fields.u64()?,
+            images: 0,
         };
+        if version == HOLDINGS_VERSION {
+            holdings.images = fields.u64()?;
+            // One encoding of a value.
+            if holdings.images == 0 {
+                let what = "holdings of an account";
+                return Err(FormatError::differs(what, "images in version 2", 0));
+            }
+        }
         fields.end()?;
         Ok(holdings)
     }
@@ -607,6 +633,13 @@ pub fn grantee_prefix(grantee: Grantee) -> Vec<u8> {
         Grantee::Everybody => vec![0xff, 0],
         Grantee::Account(account) => [&[0xff, 1], &account.number().to_be_bytes()[..]].concat(),
     }
+}
+
+/// The prefix of the keys of all records that need a snapshot; their list keys follow. They are in
+/// the family of the tags.
+#[must_use]
+pub fn snapshot_prefix(id: SnapshotId) -> Vec<u8> {
+    [&[0xff, 2], &id.as_bytes()[..]].concat()
 }
 
 /// The prefix of the keys of all records with a tag; their list keys follow. Neither a tag's key

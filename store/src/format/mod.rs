@@ -58,6 +58,10 @@ pub use record::{
     access_key::AccessKeyRecord,
     account::AccountRecord,
     copy::{self, CopyId, CopyOutcome, CopyRecord, OfCopy},
+    image::{
+        Architecture, BlockDevice, BootMode, DeviceSource, ImageId, ImageRecord, OfImage, Platform,
+        Protection,
+    },
     remote::{self, RemoteRecord},
     snapshot::{
         self, OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,

@@ -7,7 +7,7 @@ use varve_content::RootId;
 use crate::{
     Error, Result,
     format::{
-        AccountId, CatalogRecord, FormatError, Kind, Tags, Totals,
+        AccountId, CatalogRecord, FormatError, Kind, SnapshotId, Tags, Totals,
         keys::Holdings,
         record::{Entry, Grantee, RecordKey},
     },
@@ -128,12 +128,14 @@ pub struct Filter {
     /// Only records that are shared with these, whether or not others may read them, too; `None`:
     /// all.
     pub shared_with: Option<Grantee>,
+    /// Only records that need this snapshot; `None`: all.
+    pub snapshot: Option<SnapshotId>,
 }
 
 impl Filter {
     /// Returns true if the order of owners and labels alone does not find the records.
     pub(crate) fn needs_tags(&self) -> bool {
-        !self.tags.is_empty() || self.shared_with.is_some()
+        !self.tags.is_empty() || self.shared_with.is_some() || self.snapshot.is_some()
     }
 }
 

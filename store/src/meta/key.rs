@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AccountRecord, BlockPublicAccess, Meta, Records as _, SnapshotRecord, VolumeRecord, check_owner,
+    AccountRecord, ImageRecord, Meta, Records as _, SnapshotRecord, VolumeRecord, check_owner,
 };
 use crate::{
     Error, Result,
@@ -45,6 +45,8 @@ pub enum Key<R: CatalogRecord> {
 
 /// Id or name of a snapshot.
 pub type SnapshotKey = Key<SnapshotRecord>;
+/// Id or name of an image.
+pub type ImageKey = Key<ImageRecord>;
 /// Id or name of a volume.
 pub type VolumeKey = Key<VolumeRecord>;
 
@@ -223,7 +225,7 @@ fn reads<R: CatalogRecord>(meta: &dyn Meta, reader: AccountId, record: &R) -> Re
         return Ok(true);
     }
     let owner: Option<AccountRecord> = meta.get(&owner)?;
-    Ok(owner.is_none_or(|owner| owner.block_public_access != BlockPublicAccess::AllSharing))
+    Ok(owner.is_none_or(|owner| !R::is_hidden_by(&owner)))
 }
 
 /// The change that gives a record to another account.

@@ -66,6 +66,7 @@ impl Kept {
             && (prefix.is_empty() || name.is_some_and(|name| name.starts_with(prefix)))
             && (filter.tags.iter()).all(|(key, value)| tags.get(key) == Some(value))
             && (filter.shared_with).is_none_or(|wanted| self.keys.shared_with.contains(&wanted))
+            && (filter.snapshot).is_none_or(|wanted| self.keys.snapshots.contains(&wanted))
     }
 }
 

@@ -45,7 +45,7 @@ pub use self::{
     batch::{Batch, Outcome},
     catalog::{Catalog, CatalogView, Filter, Page, Records},
     index::{Index, IndexView},
-    key::{Key, SnapshotKey, VolumeKey},
+    key::{ImageKey, Key, SnapshotKey, VolumeKey},
     memory::MemoryMeta,
     record::{check_name, check_tags, fill_random, now_ns},
     rocks::RocksMeta,
@@ -54,7 +54,10 @@ pub(crate) use self::{
     catalog::behind,
     key::{Lookup, given},
     quotas::{check_changes, check_room},
-    record::{check_account_name, check_description, check_identity, check_owner, no_account},
+    record::{
+        check_account_name, check_description, check_device_name, check_identity, check_image_name,
+        check_owner, check_text, no_account,
+    },
 };
 use crate::Result;
 pub use crate::format::record::{
@@ -64,8 +67,9 @@ pub use crate::format::record::{
     token::{Scopes, SecretHash, TokenId},
 };
 pub use crate::format::{
-    AccessKeyRecord, AccountId, AccountRecord, CatalogRecord, Change, CopyId, CopyOutcome,
-    CopyRecord, PackPhase, PackState, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId,
+    AccessKeyRecord, AccountId, AccountRecord, Architecture, BlockDevice, BootMode, CatalogRecord,
+    Change, CopyId, CopyOutcome, CopyRecord, DeviceSource, ImageId, ImageRecord, PackPhase,
+    PackState, PendingSnapshot, Platform, Protection, RemoteRecord, SnapshotContent, SnapshotId,
     SnapshotOrigin, SnapshotRecord, SnapshotState, TokenRecord, Totals, VolumeId, VolumeRecord,
 };
 

@@ -8,7 +8,7 @@ use std::{
 use varve_content::printable::is_printable;
 
 use super::{
-    AccountId, AccountRecord, Identity, Meta, Records as _, SnapshotContent, SnapshotId,
+    AccountId, AccountRecord, Identity, ImageId, Meta, Records as _, SnapshotContent, SnapshotId,
     SnapshotRecord, SnapshotState, VolumeId,
 };
 use crate::{
@@ -136,6 +136,68 @@ pub(crate) fn check_account_name(what: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Checks the name of an image: letters and digits of ASCII, spaces and any of
+/// `( ) [ ] . / - ' @ _` in the number of [`limits::IMAGE_NAME_CHARS`], as Amazon's names of
+/// machine images, and not of the form of an id.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what a name may be.
+pub(crate) fn check_image_name(name: &str) -> Result<()> {
+    const PUNCTUATION: &str = "()[]./-'@_";
+    let invalid = |why: String| {
+        Err(Error::Invalid(format!(
+            "image name {}: {why}",
+            shortened(name)
+        )))
+    };
+    let (chars, allowed) = (name.chars().count(), limits::IMAGE_NAME_CHARS);
+    if !allowed.contains(&chars) {
+        let (least, most) = (allowed.start(), allowed.end());
+        return invalid(format!("{chars} characters, {least} to {most} are allowed"));
+    }
+    let is_allowed =
+        |char: char| char.is_ascii_alphanumeric() || char == ' ' || PUNCTUATION.contains(char);
+    if let Some(char) = name.chars().find(|char| !is_allowed(*char)) {
+        return invalid(format!(
+            "{char:?} is not allowed: only letters a-z and A-Z, digits, spaces and {PUNCTUATION}"
+        ));
+    }
+    if name.trim() != name {
+        return invalid("begins or ends with a space".to_owned());
+    }
+    if ImageId::is_of_its_form(name) {
+        return invalid("has the form of an id, which is not allowed for names".to_owned());
+    }
+    Ok(())
+}
+
+/// Checks the name of a device of an image: at most [`limits::DEVICE_NAME_CHARS_MAX`] printable
+/// characters of ASCII, no spaces.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what a name may be.
+pub(crate) fn check_device_name(name: &str) -> Result<()> {
+    let invalid = |why: String| {
+        Err(Error::Invalid(format!(
+            "device name {}: {why}",
+            shortened(name)
+        )))
+    };
+    let chars = name.chars().count();
+    if chars == 0 || chars > limits::DEVICE_NAME_CHARS_MAX {
+        let most = limits::DEVICE_NAME_CHARS_MAX;
+        return invalid(format!("{chars} characters, 1 to {most} are allowed"));
+    }
+    match name.chars().find(|char| !char.is_ascii_graphic()) {
+        Some(char) => invalid(format!(
+            "{char:?} is not allowed: only ASCII without spaces"
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Checks the description of a token.
 ///
 /// # Errors
@@ -210,7 +272,7 @@ pub fn check_tags(what: &str, tags: &Tags) -> Result<()> {
 }
 
 /// Checks a text that is a `part` of something: its length, and that it is printable.
-fn check_text(of: &str, part: &str, text: &str, most: usize) -> Result<()> {
+pub(crate) fn check_text(of: &str, part: &str, text: &str, most: usize) -> Result<()> {
     let invalid = |why: String| Err(Error::Invalid(format!("{of}: {why}")));
     let chars = text.chars().count();
     if chars > most {

@@ -11,9 +11,9 @@ use crate::{
     },
     limits,
     meta::{
-        self, AccessKeyRecord, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter, Meta,
-        Records as _, RemoteRecord, SnapshotKey, SnapshotRecord, TokenId, TokenRecord, VolumeKey,
-        VolumeRecord,
+        self, AccessKeyRecord, AccountId, AccountRecord, CopyOutcome, CopyRecord, Filter,
+        ImageRecord, Meta, Records as _, RemoteRecord, SnapshotKey, SnapshotRecord, TokenId,
+        TokenRecord, VolumeKey, VolumeRecord,
     },
 };
 
@@ -106,8 +106,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::OwnsRecords`] while it owns a snapshot, a volume, a remote or
-    /// a copy that is under way; [`Error::Invalid`] for the administrator.
+    /// [`Error::NotFound`]; [`Error::OwnsRecords`] while it owns a snapshot, a volume, an image, a
+    /// remote or a copy that is under way; [`Error::Invalid`] for the administrator.
     pub async fn delete_account(&self, id: AccountId) -> Result<AccountRecord> {
         let delete = move |meta: &dyn Meta| {
             if id == AccountId::ADMINISTRATOR {
@@ -129,6 +129,9 @@ impl Store {
             }
             if let Some(snapshot) = first::<SnapshotRecord>(meta, id)? {
                 return owns("snapshot", snapshot.id.to_string());
+            }
+            if let Some(image) = first::<ImageRecord>(meta, id)? {
+                return owns("image", image.id.to_string());
             }
             let remotes = meta.all::<RemoteRecord>()?;
             if let Some(remote) = remotes.iter().find(|remote| remote.owner == id) {
@@ -231,7 +234,9 @@ impl Store {
     /// Errors of reading the catalog.
     pub async fn has_owned(&self) -> Result<bool> {
         let owned = |meta: &dyn Meta| {
-            Ok(first_owned::<VolumeRecord>(meta)? || first_owned::<SnapshotRecord>(meta)?)
+            Ok(first_owned::<VolumeRecord>(meta)?
+                || first_owned::<SnapshotRecord>(meta)?
+                || first_owned::<ImageRecord>(meta)?)
         };
         self.engine.meta(Priority::Manage, owned).await
     }
@@ -272,7 +277,7 @@ impl Store {
         self.volumes.give_volume(volume.id, to).await
     }
 
-    async fn give<R: Owned>(&self, id: R::Id, to: AccountId) -> Result<R> {
+    pub(super) async fn give<R: Owned>(&self, id: R::Id, to: AccountId) -> Result<R> {
         let give = move |meta: &dyn Meta| meta::given::<R>(meta, &id, to);
         self.engine.commit.change((), give).await
     }

@@ -4,8 +4,10 @@ mod access_keys;
 mod accounts;
 mod catalog_log;
 mod copies;
+mod images;
 mod nodes;
 mod remotes;
+mod sharing;
 mod snapshots;
 mod space;
 mod stored;
@@ -18,7 +20,7 @@ use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
 use crate::{
     Result,
     engine::{Engine, Options, Priority},
-    format::{keys::Holdings, store_file::FORMAT_VERSION},
+    format::{CatalogRecord as _, ImageRecord, keys::Holdings, store_file::FORMAT_VERSION},
     gc::Collector,
     ingest::{Ingest, NewSnapshot},
     meta::{Lookup as _, Meta, Records as _, SnapshotRecord, check_room},
@@ -27,6 +29,7 @@ use crate::{
 };
 
 pub use self::{
+    images::{Deregistered, Image, ImageChange, ImageState, NewDevice, NewImage, NewSource},
     nodes::{ExportedNode, NodeKey},
     snapshots::{check_snapshot_name, check_snapshot_tags},
 };
@@ -46,6 +49,8 @@ pub struct StoreStatus {
     pub logical_bytes: u64,
     /// Number of volumes.
     pub volumes: u64,
+    /// Number of images.
+    pub images: u64,
     /// Number of chunks.
     pub chunks: u64,
     /// Their plain bytes.
@@ -152,6 +157,7 @@ impl Store {
             snapshots: totals.snapshots,
             logical_bytes: u64::try_from(totals.logical_bytes).unwrap_or(u64::MAX),
             volumes: totals.volumes,
+            images: totals.others.of(ImageRecord::KIND),
             chunks: totals.chunks,
             chunk_bytes: totals.chunk_bytes,
             stored_bytes: totals.stored_bytes,

@@ -4,14 +4,10 @@ use std::collections::BTreeMap;
 
 use super::Store;
 use crate::{
-    Error, Result,
+    Result,
     engine::ListQuery,
-    format::{CatalogRecord as _, Change},
-    limits,
-    meta::{
-        self, AccountRecord, BlockPublicAccess, Lookup as _, Meta, Records as _, Sharing,
-        SnapshotKey, SnapshotRecord,
-    },
+    format::CatalogRecord as _,
+    meta::{self, Sharing, SnapshotKey, SnapshotRecord},
     read::{SnapshotDiff, SnapshotReader},
     verify::SnapshotVerify,
 };
@@ -87,30 +83,7 @@ impl Store {
     /// [`Error::TooMany`](crate::Error::TooMany) for more than
     /// [`SHARED_ACCOUNTS_MAX`](crate::limits::SHARED_ACCOUNTS_MAX) accounts.
     pub async fn share_snapshot(&self, key: &SnapshotKey, with: Sharing) -> Result<SnapshotRecord> {
-        let key = key.clone();
-        let share = move |meta: &dyn Meta| {
-            let before = SnapshotRecord::find(meta, &key)?;
-            let mut record = before.clone();
-            let owner: Option<AccountRecord> = meta.get(&record.owner)?;
-            if let Some(owner) = owner
-                && with.everybody
-                && owner.block_public_access != BlockPublicAccess::Off
-            {
-                let account = owner.name;
-                return Err(Error::PublicAccessBlocked { account });
-            }
-            record.sharing.everybody |= with.everybody;
-            record.sharing.accounts.extend(with.accounts.iter());
-            if record.sharing.accounts.len() > limits::SHARED_ACCOUNTS_MAX {
-                return Err(Error::TooMany {
-                    what: "accounts that a snapshot is shared with",
-                    most: limits::SHARED_ACCOUNTS_MAX as u64,
-                });
-            }
-            let changes = (record != before).then(|| Change::put(&record));
-            Ok((changes.into_iter().collect(), record))
-        };
-        self.engine.commit.change((), share).await
+        self.share(key, with, |_, _| Ok(())).await
     }
 
     /// Ends what [`share_snapshot`](Self::share_snapshot) began. What accounts made of the snapshot
@@ -124,18 +97,7 @@ impl Store {
         key: &SnapshotKey,
         with: Sharing,
     ) -> Result<SnapshotRecord> {
-        let id = self.snapshot(key).await?.id;
-        let key = key.clone();
-        let change = move |mut record: SnapshotRecord| {
-            key.check(&record)?;
-            record.sharing.everybody &= !with.everybody;
-            record
-                .sharing
-                .accounts
-                .retain(|it| !with.accounts.contains(it));
-            Ok(record)
-        };
-        self.engine.commit.update(id, change).await
+        self.unshare(key, with).await
     }
 
     /// Opens the snapshot of that name or id for reading. Its content stays as long as the reader,

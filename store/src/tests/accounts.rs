@@ -602,7 +602,9 @@ fn snapshots_are_read_by_those_whom_they_are_shared_with_and_changed_by_nobody_e
         set.await.unwrap();
         assert_eq!(seen_by(&store, 1234, None).await, ["7/b"]);
         let refused = store.share_snapshot(&key(a), with(&[9], true)).await;
-        assert!(matches!(refused, Err(Error::PublicAccessBlocked { account }) if account == "web"));
+        assert!(
+            matches!(refused, Err(Error::PublicAccessBlocked { account, .. }) if account == "web")
+        );
         let set = store.update_account(id(7), block(BlockPublicAccess::AllSharing));
         set.await.unwrap();
         assert_eq!(seen_by(&store, 1234, None).await, [""; 0]);

@@ -22,6 +22,7 @@ mod descriptors;
 mod dropped;
 mod header_only;
 mod idle_journals;
+mod images;
 mod journal_faults;
 mod located;
 mod log_checkpoints;

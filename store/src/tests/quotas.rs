@@ -66,11 +66,13 @@ const VOLUME: Holdings = Holdings {
     volumes: 1,
     snapshots: 0,
     attached_volumes: 0,
+    images: 0,
 };
 const ATTACHED: Holdings = Holdings {
     volumes: 0,
     snapshots: 0,
     attached_volumes: 1,
+    images: 0,
 };
 
 fn snapshots(count: usize) -> Holdings {
@@ -96,6 +98,7 @@ impl Model {
             volumes: self.volumes.values().filter(own).count() as u64,
             snapshots: self.snapshots.values().filter(|it| **it == owner).count() as u64,
             attached_volumes: self.volumes.values().filter(own).filter(|it| it.1).count() as u64,
+            images: 0,
         }
     }
 

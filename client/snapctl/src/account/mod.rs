@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use varve_client::{
-    Account, AccountState, AccountUpdate, Client, NewAccount, PublicAccessBlock, Snapshot,
+    Account, AccountState, AccountUpdate, Client, Image, NewAccount, PublicAccessBlock, Snapshot,
     TokenScope, Volume,
 };
 use varve_nbd::ExportName;
@@ -18,6 +18,7 @@ use self::quota::{Block, Limit, QuotaJson, parse_limit};
 use crate::{
     Options,
     exit::Failure,
+    image::ImageJson,
     output::{self, Output, SnapshotJson, VolumeJson},
 };
 
@@ -53,7 +54,7 @@ pub(crate) enum Accounts {
         /// Id, name or alias
         account: String,
     },
-    /// Give snapshots and volumes to an account, one by one
+    /// Give images, snapshots and volumes to an account, one by one
     Give(Give),
     /// Create, list and revoke tokens, which act for an account
     #[command(subcommand)]
@@ -111,12 +112,16 @@ struct Change {
     #[arg(long = "remove-identity", value_name = "IDENTITY")]
     remove_identities: Vec<String>,
     /// A limit from now on, or `none`: of volumes, snapshots, attached-volumes, uploads,
-    /// requests-per-second or stored-bytes, as in stored-bytes=500G; may be given more than once
+    /// requests-per-second, stored-bytes or images, as in stored-bytes=500G; may be given more than
+    /// once
     #[arg(long = "quota", value_name = "QUOTA=LIMIT", value_parser = parse_limit)]
     quotas: Vec<Limit>,
     /// Whether it may share snapshots with everybody
     #[arg(long, value_enum, value_name = "WHAT")]
     block_public_access: Option<Block>,
+    /// Whether it may share images with everybody
+    #[arg(long, value_name = "true|false")]
+    public_images: Option<bool>,
 }
 
 /// Arguments of `account give`.
@@ -124,9 +129,9 @@ struct Change {
 pub(crate) struct Give {
     /// Id, name or alias of the account that they belong to from then on
     account: String,
-    /// What to give: snapshot/NAME or volume/NAME, or with an id in place of the name. The name of
-    /// another account's is not known: give its id
-    #[arg(required = true, value_name = "SNAPSHOT|VOLUME")]
+    /// What to give: image/NAME, snapshot/NAME or volume/NAME, or with an id in place of the name.
+    /// The name of another account's is not known: give its id
+    #[arg(required = true, value_name = "IMAGE|SNAPSHOT|VOLUME")]
     gifts: Vec<String>,
 }
 
@@ -140,6 +145,7 @@ struct AccountJson<'a> {
     created_at: Option<String>,
     identities: &'a [String],
     public_access_block: &'a str,
+    public_images: bool,
     /// By their names: those that have a limit or say what is used.
     quotas: BTreeMap<&'a str, QuotaJson>,
 }
@@ -154,6 +160,7 @@ impl<'a> From<&'a Account> for AccountJson<'a> {
             created_at: account.created_at.and_then(output::rfc3339),
             identities: &account.identities,
             public_access_block: account.public_access_block.as_str(),
+            public_images: account.public_images,
             quotas: quota::in_json(&account.quotas),
         }
     }
@@ -168,6 +175,7 @@ struct ListJson<'a> {
 /// The output of `account give` for programs.
 #[derive(Debug, Serialize)]
 struct GivenJson<'a> {
+    images: Vec<ImageJson<'a>>,
     snapshots: Vec<SnapshotJson<'a>>,
     volumes: Vec<VolumeJson<'a>>,
 }
@@ -248,6 +256,7 @@ impl From<Change> for AccountUpdate {
             add_identities: change.add_identities,
             remove_identities: change.remove_identities,
             public_access_block: change.block_public_access.map(PublicAccessBlock::from),
+            public_images: change.public_images,
             quotas: change.quotas.into_iter().map(Limit::into).collect(),
         }
     }
@@ -268,8 +277,9 @@ async fn set_state(
     done(what, &updated, options)
 }
 
-/// A snapshot or a volume that was given away.
+/// An image, a snapshot or a volume that was given away.
 enum Given {
+    Image(Image),
     Snapshot(Snapshot),
     Volume(Volume),
 }
@@ -281,7 +291,7 @@ impl Give {
         for gift in &self.gifts {
             gifts.push(ExportName::parse(gift).ok_or_else(|| {
                 let what = format!("give {gift}");
-                Failure::usage(what, "write snapshot/NAME or volume/NAME")
+                Failure::usage(what, "write image/NAME, snapshot/NAME or volume/NAME")
             })?);
         }
         let client = options.connect().await?;
@@ -291,6 +301,7 @@ impl Give {
             let given = give(&client, &gift, &account).await?;
             if options.output != Output::Json {
                 let (noun, name, id) = match &given {
+                    Given::Image(image) => ("image", &image.name, &image.id),
                     Given::Snapshot(snapshot) => ("snapshot", &snapshot.name, &snapshot.id),
                     Given::Volume(volume) => ("volume", &volume.name, &volume.id),
                 };
@@ -304,13 +315,18 @@ impl Give {
         }
         let snapshots = all.iter().filter_map(|given| match given {
             Given::Snapshot(snapshot) => Some(SnapshotJson::from(snapshot)),
-            Given::Volume(_) => None,
+            Given::Image(_) | Given::Volume(_) => None,
+        });
+        let images = all.iter().filter_map(|given| match given {
+            Given::Image(image) => Some(ImageJson::from(image)),
+            Given::Snapshot(_) | Given::Volume(_) => None,
         });
         let volumes = all.iter().filter_map(|given| match given {
             Given::Volume(volume) => Some(VolumeJson::from(volume)),
-            Given::Snapshot(_) => None,
+            Given::Image(_) | Given::Snapshot(_) => None,
         });
         output::json(&GivenJson {
+            images: images.collect(),
             snapshots: snapshots.collect(),
             volumes: volumes.collect(),
         })
@@ -319,6 +335,7 @@ impl Give {
 
 async fn give(client: &Client, gift: &ExportName<'_>, to: &Account) -> Result<Given, Failure> {
     Ok(match gift {
+        ExportName::Image(key) => Given::Image(client.give_image(key, &to.id).await?),
         ExportName::Snapshot(key) => Given::Snapshot(client.give_snapshot(key, &to.id).await?),
         ExportName::Volume(key) => Given::Volume(client.give_volume(key, &to.id).await?),
     })

@@ -9,13 +9,14 @@ use varve_client::{Account, AccountQuota, PublicAccessBlock, Quota};
 use crate::{Options, output::size, size::parse_bytes};
 
 /// The quotas that can be set.
-const QUOTAS: [Quota; 6] = [
+const QUOTAS: [Quota; 7] = [
     Quota::Volumes,
     Quota::Snapshots,
     Quota::AttachedVolumes,
     Quota::Uploads,
     Quota::RequestsPerSecond,
     Quota::StoredBytes,
+    Quota::Images,
 ];
 
 /// Whether an account may share snapshots with everybody.
@@ -142,6 +143,9 @@ pub(super) fn facts(account: &Account) -> Vec<(&'static str, String)> {
             facts.push(("Blocked", "all sharing with everybody".to_owned()));
         }
         _ => facts.push(("Blocked", "unknown".to_owned())),
+    }
+    if account.public_images {
+        facts.push(("Allowed", "images for everybody".to_owned()));
     }
     facts
 }

@@ -48,6 +48,7 @@ fn accounts_are_made_changed_and_deleted() {
         "created_at": "2023-11-14T22:13:20Z",
         "identities": ["cert:CN=web,O=Shop", "gid:7"],
         "public_access_block": "off",
+            "public_images": false,
         "quotas": {},
     });
     assert_eq!(in_json(&daemon, set), account);
@@ -133,7 +134,7 @@ fn accounts_are_made_changed_and_deleted() {
         (
             "account give admin web",
             2,
-            "give web: write snapshot/NAME or volume/NAME",
+            "give web: write image/NAME, snapshot/NAME or volume/NAME",
         ),
         (
             "account token create --scope everything",

@@ -161,6 +161,7 @@ fn json_is_stable() {
             "version": "1.2.3", "store_id": "5eed", "format_version": 1, "chunker_version": 1, "data_dir": "/data",
             "started_at": "2023-11-14T22:13:20Z", "snapshots": 2, "volumes": 4, "logical_bytes": 8_u64 << 30, "chunks": 3,
             "chunk_bytes": 300 << 10, "stored_bytes": 100 << 10, "packs": 1, "uploads": 0, "nbd_connections": 0,
+            "images": 0,
             "io_engine": "io_uring", "compression": "zstd", "free_bytes": 1_u64 << 40,
             "read_only_reason": "fdatasync failed", "nbd_uris": ["nbd+unix:///?socket=/data/nbd.sock"],
             "dead_bytes": null, "dedupe_ratio": f64::from(8 << 20) / 300.0, "compression_ratio": 3.0, "gc": null,

@@ -32,6 +32,7 @@ const QUOTAS: [(v1::Quota, Quota); Quota::ALL.len()] = [
     (v1::Quota::Uploads, Quota::Uploads),
     (v1::Quota::RequestsPerSecond, Quota::RequestsPerSecond),
     (v1::Quota::StoredBytes, Quota::StoredBytes),
+    (v1::Quota::Images, Quota::Images),
 ];
 
 pub(in crate::grpc) fn account(record: AccountRecord) -> v1::Account {
@@ -63,6 +64,7 @@ pub(in crate::grpc) fn account_use(AccountUse { record, used }: AccountUse) -> v
     v1::Account {
         quotas: quotas.collect(),
         public_access_block: block.into(),
+        public_images: record.allows_public_images,
         id: record.id.to_string(),
         name: record.name,
         alias: record.alias,
@@ -120,6 +122,7 @@ pub(in crate::grpc) fn account_change(request: v1::UpdateAccountRequest) -> Resu
     });
     Ok(AccountChange {
         block_public_access,
+        allows_public_images: request.public_images,
         quotas: quotas.collect::<Result<_>>()?,
         name: request.name,
         alias: request.alias,

@@ -2,6 +2,7 @@
 //!
 //! - `records`: snapshots, volumes, copies, remotes, status.
 //! - `accounts`: accounts, tokens and access keys.
+//! - `images`: images.
 //! - `gc`: collections, and what snapshots and volumes take.
 //! - `content`: uploads, downloads, ranges, chunks, leaves, nodes.
 //!
@@ -11,6 +12,7 @@
 mod accounts;
 mod content;
 mod gc;
+mod images;
 mod records;
 
 use bytes::Bytes;
@@ -27,6 +29,7 @@ pub(super) use self::{
         new_upload, node, node_request, range_part, root, stored_chunk, verify_state,
     },
     gc::{dead_bytes, gc_choice, gc_plan, gc_state, gc_status, usage},
+    images::{image, image_change, list_images, new_image},
     records::{
         copy, copy_source, deletion, estimate, list_copies, list_snapshots, list_volumes,
         new_clone, new_copy, new_remote, new_snapshots, new_volume, remote, snapshot, status,

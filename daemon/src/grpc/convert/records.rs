@@ -282,6 +282,7 @@ pub(in crate::grpc) fn status(status: Status) -> v1::GetStatusResponse {
         started_at: Some(status.started_at.into()),
         snapshots: store.snapshots,
         volumes: store.volumes,
+        images: store.images,
         logical_bytes: store.logical_bytes,
         chunks: store.chunks,
         chunk_bytes: store.chunk_bytes,

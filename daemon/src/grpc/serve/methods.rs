@@ -89,12 +89,17 @@ impl Method {
                 "CloneVolume" | "DeleteVolume" | "AttachVolume" | "DetachVolume",
             )
             | ("varve.v1.CopyService", "EstimateCopy") => LONG,
+            ("varve.v1.ImageService", "RegisterImage") => Self {
+                held_per_byte: 3,
+                ..SMALL
+            },
             ("varve.v1.SnapshotService", "DeleteSnapshots") => Self {
                 answer_bytes: limits::ANSWER_BYTES_MAX as u64,
                 ..LONG
             },
             ("varve.v1.SnapshotService", "ListSnapshots")
             | ("varve.v1.VolumeService", "ListVolumes" | "GetVolume")
+            | ("varve.v1.ImageService", "ListImages")
             | ("varve.v1.CopyService", "ListCopies")
             | ("varve.v1.RemoteService", "ListRemotes")
             | ("varve.v1.AccountService", "ListAccounts" | "ListTokens" | "ReadAudit")

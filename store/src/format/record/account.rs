@@ -16,9 +16,11 @@ use crate::format::{
 };
 
 /// The versions of [`AccountRecord`]'s encoding, its first byte. The first has no place for a block
-/// of public access and for quotas. A record is written in the first version that can express it.
+/// of public access and for quotas, the second none for public images. A record is written in the
+/// first version that can express it.
 const PLAIN: u8 = 1;
-const VERSION: u8 = 2;
+const WITH_LIMITS: u8 = 2;
+const VERSION: u8 = 3;
 
 const USER: u8 = 1;
 const GROUP: u8 = 2;
@@ -28,7 +30,7 @@ const CERTIFICATE: u8 = 3;
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 2; 1 for an account without quotas that may share with everybody |
+/// | 1 | version: 3 for an account that may share images with everybody; 2; 1 for one without quotas that may share snapshots with everybody |
 /// | 1 | state: 1 active, 2 read-only, 3 disabled |
 /// | 8 | id as a number |
 /// | 8 | created |
@@ -57,6 +59,8 @@ pub struct AccountRecord {
     pub block_public_access: BlockPublicAccess,
     /// Its limits. What is not in here has none.
     pub quotas: BTreeMap<Quota, u64>,
+    /// True if it may share images with everybody. What was shared stays so.
+    pub allows_public_images: bool,
 }
 
 /// Whether an account may share snapshots with everybody.
@@ -108,22 +112,25 @@ pub enum Quota {
     RequestsPerSecond = 5,
     /// Plain bytes of the chunks that its snapshots and volumes have, each chunk counted once.
     StoredBytes = 6,
+    /// Images that belong to it.
+    Images = 7,
 }
 
 impl Quota {
     /// Each of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Volumes,
         Self::Snapshots,
         Self::AttachedVolumes,
         Self::Uploads,
         Self::RequestsPerSecond,
         Self::StoredBytes,
+        Self::Images,
     ];
 
     fn from_byte(byte: u8) -> Result<Self, FormatError> {
         let found = Self::ALL.into_iter().find(|it| *it as u8 == byte);
-        found.ok_or_else(|| FormatError::unknown("quota of an account", "1 to 6", byte))
+        found.ok_or_else(|| FormatError::unknown("quota of an account", "1 to 7", byte))
     }
 }
 
@@ -136,6 +143,7 @@ impl fmt::Display for Quota {
             Self::Uploads => "uploads",
             Self::RequestsPerSecond => "requests per second",
             Self::StoredBytes => "stored bytes",
+            Self::Images => "images",
         })
     }
 }
@@ -278,14 +286,16 @@ impl AccountRecord {
             identities: BTreeSet::new(),
             block_public_access: BlockPublicAccess::Off,
             quotas: BTreeMap::new(),
+            allows_public_images: false,
         }
     }
 
     /// The first version that can express it.
     fn version(&self) -> u8 {
         match self.block_public_access {
+            _ if self.allows_public_images => VERSION,
             BlockPublicAccess::Off if self.quotas.is_empty() => PLAIN,
-            _ => VERSION,
+            _ => WITH_LIMITS,
         }
     }
 }
@@ -338,7 +348,7 @@ impl CatalogRecord for AccountRecord {
         for identity in &self.identities {
             identity.encode_into(&mut bytes);
         }
-        if version == VERSION {
+        if version >= WITH_LIMITS {
             bytes.push(self.block_public_access.to_byte());
             put_count(&mut bytes, self.quotas.len());
             for (quota, limit) in &self.quotas {
@@ -353,9 +363,9 @@ impl CatalogRecord for AccountRecord {
         const WHAT: &str = "record of an account";
         let mut fields = Fields::new(WHAT, bytes);
         let version = fields.u8()?;
-        if !matches!(version, PLAIN | VERSION) {
+        if !matches!(version, PLAIN | WITH_LIMITS | VERSION) {
             let what = "version of an account's record";
-            return Err(FormatError::unknown(what, "1 and 2", version));
+            return Err(FormatError::unknown(what, "1 to 3", version));
         }
         let mut record = Self {
             state: AccountState::from_byte(fields.u8()?)?,
@@ -366,6 +376,7 @@ impl CatalogRecord for AccountRecord {
             identities: BTreeSet::new(),
             block_public_access: BlockPublicAccess::Off,
             quotas: BTreeMap::new(),
+            allows_public_images: version == VERSION,
         };
         for _ in 0..fields.u32()? {
             let identity = Identity::decode_from(&mut fields)?;
@@ -380,7 +391,7 @@ impl CatalogRecord for AccountRecord {
             }
             record.identities.insert(identity);
         }
-        if version == VERSION {
+        if version >= WITH_LIMITS {
             record.block_public_access = BlockPublicAccess::from_byte(fields.u8()?)?;
             for _ in 0..fields.u32()? {
                 let quota = Quota::from_byte(fields.u8()?)?;

@@ -7,6 +7,7 @@
 pub mod access_key;
 pub mod account;
 pub mod copy;
+pub mod image;
 #[cfg(test)]
 pub(crate) mod note;
 pub mod remote;
@@ -28,13 +29,14 @@ pub use self::{
     access_key::AccessKeyRecord,
     account::AccountRecord,
     copy::CopyRecord,
+    image::ImageRecord,
     remote::RemoteRecord,
     sharing::{Grantee, Sharing},
     snapshot::SnapshotRecord,
     token::TokenRecord,
     volume::VolumeRecord,
 };
-use super::{AccountId, FormatError, IdKind, RecordId, keys, keys::Holdings};
+use super::{AccountId, FormatError, IdKind, RecordId, SnapshotId, keys, keys::Holdings};
 
 /// Tags of a record, by their keys.
 pub type Tags = BTreeMap<String, String>;
@@ -80,9 +82,20 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
         None
     }
 
+    /// The snapshots that it needs: none of them is deleted as long as it is there. Each of them is
+    /// a key that finds the record.
+    fn snapshots(&self) -> Vec<SnapshotId> {
+        Vec::new()
+    }
+
     /// Who may read it beside its owner, if its kind can be shared: a key that finds the record.
     fn sharing(&self) -> Option<&Sharing> {
         None
+    }
+
+    /// Returns true if nobody sees what an account has shared with everybody, of this kind.
+    fn is_hidden_by(_owner: &AccountRecord) -> bool {
+        false
     }
 
     /// Its id.
@@ -112,6 +125,16 @@ pub trait Tagged: CatalogRecord {
 pub trait Owned: CatalogRecord {
     /// Makes it belong to an account.
     fn give(&mut self, to: AccountId);
+}
+
+/// A record that its owner may share.
+pub trait Shareable: CatalogRecord {
+    /// Who may read it beside its owner.
+    fn sharing_mut(&mut self) -> &mut Sharing;
+
+    /// Returns true if an account shares no more records of the kind with everybody. `None`: the
+    /// account has no record.
+    fn is_private(owner: Option<&AccountRecord>) -> bool;
 }
 
 /// The keys that find a record.
@@ -184,8 +207,8 @@ pub struct Kind {
     /// Column family of the ids, by owner and label. A kind without one is listed by id, and its
     /// records have no owners, and no names but their ids.
     pub labels: Option<&'static str>,
-    /// Column family of the ids, by tag, owner and label, and by those whom the record is shared
-    /// with, owner and label.
+    /// Column family of the ids, by tag, owner and label, by those whom the record is shared with,
+    /// owner and label, and by snapshot that it needs, owner and label.
     pub tags: Option<&'static str>,
     /// Column family of the ids, by [root](CatalogRecord::whole_root) and id.
     pub roots: Option<&'static str>,
@@ -295,6 +318,7 @@ impl Kinds {
         AccountRecord::KIND,
         TokenRecord::KIND,
         AccessKeyRecord::KIND,
+        ImageRecord::KIND,
     ]);
 
     /// Each kind.
@@ -318,6 +342,8 @@ pub struct OwnedKeys {
     pub tags: Tags,
     /// Those whom it is shared with.
     pub shared_with: Vec<Grantee>,
+    /// The snapshots that it needs.
+    pub snapshots: Vec<SnapshotId>,
     /// The root of its content, if it has all of it.
     pub root: Option<RootId>,
     /// Bytes that the record adds to the sizes of snapshots.
@@ -355,6 +381,7 @@ fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> 
             .sharing()
             .map(|sharing| sharing.grantees().collect())
             .unwrap_or_default(),
+        snapshots: record.snapshots(),
         root: record.whole_root(),
         logical_bytes: record.logical_bytes(),
         roots: record.roots(),

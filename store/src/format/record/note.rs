@@ -4,8 +4,8 @@
 use varve_content::RootId;
 
 use super::{
-    AccessKeyRecord, AccountRecord, CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds,
-    RemoteRecord, SnapshotRecord, Tags, TokenRecord, VolumeRecord, named,
+    AccessKeyRecord, AccountRecord, CatalogRecord, CopyRecord, Counter, ImageRecord, Keys, Kind,
+    Kinds, RemoteRecord, SnapshotRecord, Tags, TokenRecord, VolumeRecord, named,
 };
 use crate::format::{
     AccountId, FormatError, IdKind, RecordId,
@@ -21,6 +21,7 @@ pub(crate) const KINDS: Kinds = Kinds(&[
     AccountRecord::KIND,
     TokenRecord::KIND,
     AccessKeyRecord::KIND,
+    ImageRecord::KIND,
     Note::KIND,
 ]);
 

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use varve_content::{RootId, block::BLOCK_BYTES};
 
-use super::{CatalogRecord, Counter, Keys, Kind, Owned, Sharing, Tagged, Tags, named};
+use super::{
+    AccountRecord, CatalogRecord, Counter, Keys, Kind, Owned, Shareable, Sharing, Tagged, Tags,
+    account::BlockPublicAccess, named,
+};
 use crate::format::{
     AccountId, FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
     fields::{Fields, optional, put_tags, put_text},
@@ -183,6 +186,16 @@ impl Owned for SnapshotRecord {
     }
 }
 
+impl Shareable for SnapshotRecord {
+    fn sharing_mut(&mut self) -> &mut Sharing {
+        &mut self.sharing
+    }
+
+    fn is_private(owner: Option<&AccountRecord>) -> bool {
+        owner.is_some_and(|owner| owner.block_public_access != BlockPublicAccess::Off)
+    }
+}
+
 impl Tagged for SnapshotRecord {
     fn tags_mut(&mut self) -> &mut Tags {
         &mut self.tags
@@ -229,6 +242,10 @@ impl CatalogRecord for SnapshotRecord {
 
     fn sharing(&self) -> Option<&Sharing> {
         Some(&self.sharing)
+    }
+
+    fn is_hidden_by(owner: &AccountRecord) -> bool {
+        owner.block_public_access == BlockPublicAccess::AllSharing
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -4,6 +4,7 @@
 
 mod records;
 mod records_of_accounts;
+mod records_of_images;
 
 use std::fmt::Debug;
 
@@ -291,6 +292,7 @@ fn holdings_are_pinned() {
         volumes: 3,
         snapshots: 0x0102,
         attached_volumes: 1,
+        images: 0,
     };
     let bytes = holdings.encode();
     assert_bytes(
@@ -503,6 +505,8 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
         (snapshot().encode(), 0..0),
         (location().encode().to_vec(), 0..0),
         (Totals::default().encode(), 0..0),
+        (one(Change::put(&records_of_images::image())), 0..32),
+        (records_of_images::image().encode(), 0..0),
     ];
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (prop::sample::select(seeds), changes).prop_map(|((mut bytes, header), changes)| {
@@ -524,6 +528,7 @@ fn decode_all(bytes: &[u8], number: u64) {
     let _ = StoreFile::decode(bytes);
     let _ = SnapshotRecord::decode(bytes);
     let _ = VolumeRecord::decode(bytes);
+    let _ = ImageRecord::decode(bytes);
     let _ = Location::decode(bytes);
     let _ = PackState::decode(bytes, bytes);
     let _ = Totals::decode(bytes);

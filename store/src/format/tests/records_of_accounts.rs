@@ -92,6 +92,7 @@ fn account() -> AccountRecord {
         ]),
         block_public_access: BlockPublicAccess::Off,
         quotas: BTreeMap::new(),
+        allows_public_images: false,
     }
 }
 
@@ -131,7 +132,7 @@ fn account_record_is_pinned() {
         AccountRecord::decode(&bytes).unwrap_err().to_string()
     };
     for (at, byte, why) in [
-        (0, 3, "version of an account's record"),
+        (0, 4, "version of an account's record"),
         (1, 0, "state of an account"),
         (1, 4, "state of an account"),
         (9, 1, "id of an account"),
@@ -168,7 +169,7 @@ fn account_record_with_limits_is_pinned() {
         (end, 0, "public access of an account"),
         (end, 4, "public access of an account"),
         (end + 5, 0, "quota of an account"),
-        (end + 14, 7, "quota of an account"),
+        (end + 14, 8, "quota of an account"),
         (end + 14, 1, "a quota behind volumes"),
     ] {
         let mut wrong = bytes.clone();
@@ -176,6 +177,16 @@ fn account_record_with_limits_is_pinned() {
         let error = AccountRecord::decode(&wrong).unwrap_err().to_string();
         assert!(error.contains(why), "byte {at}: {error}");
     }
+    // One that may share images with everybody has a version of its own.
+    let public = AccountRecord {
+        allows_public_images: true,
+        ..account_with_limits()
+    };
+    let mut bytes = public.encode();
+    assert_eq!(AccountRecord::decode(&bytes), Ok(public));
+    assert_eq!(bytes[0], 3);
+    bytes[0] = 2;
+    assert_eq!(AccountRecord::decode(&bytes), Ok(account_with_limits()));
     // Without limits it is written in version 1.
     let none = [&[2], &plain[1..], &[1, 0, 0, 0, 0]].concat();
     let error = AccountRecord::decode(&none).unwrap_err().to_string();

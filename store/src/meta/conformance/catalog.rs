@@ -69,7 +69,7 @@ pub(super) fn a_prefix_passes_over_records_without_names(meta: &dyn Meta) {
             owner: None,
             name_prefix: name_prefix.to_owned(),
             tags: tags.clone(),
-            shared_with: None,
+            ..Filter::default()
         };
         let page = meta.page::<SnapshotRecord>(&filter, &[], 100).unwrap();
         assert_eq!(page.records.len(), expected);
@@ -163,7 +163,7 @@ pub(super) fn each_owner_has_names_of_its_own(meta: &dyn Meta) {
             owner: owner.map(account),
             name_prefix: name_prefix.to_owned(),
             tags,
-            shared_with: None,
+            ..Filter::default()
         };
         let mut found = Vec::new();
         let mut next = Some(Vec::new());

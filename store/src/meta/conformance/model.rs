@@ -4,7 +4,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::Tags;
+use crate::format::{
+    Architecture, BlockDevice, DeviceSource, ImageId, ImageRecord, Platform, Protection, Tags,
+};
 
 /// Few enough that batches meet each other's entries.
 const CHUNKS: u64 = 24;
@@ -84,7 +86,7 @@ fn tagged<R: CatalogRecord>(
         owner: None,
         name_prefix: prefix.to_owned(),
         tags: tags.collect(),
-        shared_with: None,
+        ..Filter::default()
     };
     walk(meta, &filter, from)
 }
@@ -129,7 +131,49 @@ fn any_change() -> impl Strategy<Value = Change> {
             })
         }),
         2 => (0..VOLUMES).prop_map(|number| Change::delete::<VolumeRecord>(&volume_id(number))),
+        2 => (0..IMAGES, prop::sample::select(&NAMES[..]), any::<u32>(), any_owner()).prop_map(|(number, name, bits, owner)| {
+            Change::put(&image(number, name, bits, owner))
+        }),
+        1 => (0..IMAGES).prop_map(|number| Change::delete::<ImageRecord>(&image_id(number))),
     ]
+}
+
+const IMAGES: u8 = 4;
+
+fn image_id(number: u8) -> ImageId {
+    ImageId::from_low_bits([number; 9])
+}
+
+/// An image that needs some of the first snapshots.
+fn image(number: u8, name: &str, bits: u32, owner: AccountId) -> ImageRecord {
+    let [snapshots, ..] = bits.to_le_bytes();
+    let devices = (0..4).filter(|bit| snapshots >> bit & 1 == 1);
+    ImageRecord {
+        id: image_id(number),
+        name: name.to_owned(),
+        owner,
+        description: String::new(),
+        created_at_ns: 1,
+        architecture: Architecture::X86_64,
+        platform: Platform::Linux,
+        boot_mode: None,
+        root_device: "0".to_owned(),
+        devices: devices
+            .map(|bit| BlockDevice {
+                name: bit.to_string(),
+                source: DeviceSource::Snapshot {
+                    id: snapshot_id(bit),
+                    size_bytes: 512,
+                },
+                delete_on_termination: false,
+            })
+            .collect(),
+        is_disabled: false,
+        deprecated_at_ns: None,
+        protection: Protection::Off,
+        tags: tags_of(bits),
+        sharing: sharing_of(bits),
+    }
 }
 
 /// With few, alone and together.
@@ -246,7 +290,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
                 owner: Some(owner),
                 name_prefix: prefix.to_owned(),
                 tags,
-                shared_with: None,
+                ..Filter::default()
             };
             (
                 walk::<SnapshotRecord>(meta, &filter, ""),
@@ -266,11 +310,23 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
                 name_prefix: prefix.to_owned(),
                 tags,
                 shared_with: Some(grantee),
+                snapshot: None,
             };
             (
                 walk::<SnapshotRecord>(meta, &filter, ""),
                 walk::<VolumeRecord>(meta, &filter, ""),
             )
+        })
+        .collect();
+    let needing: Vec<_> = (0..5)
+        .flat_map(|number| [None, Some(owners[1])].map(|owner| (number, owner)))
+        .map(|(number, owner)| {
+            let filter = Filter {
+                owner,
+                snapshot: Some(snapshot_id(number)),
+                ..Filter::default()
+            };
+            walk::<ImageRecord>(meta, &filter, "")
         })
         .collect();
     let by_id: Vec<_> = (0..SNAPSHOTS.max(VOLUMES))
@@ -299,7 +355,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         meta.lookup(&names).unwrap(),
-        (pages, by_tags, by_name, by_owner, shared),
+        (pages, by_tags, by_name, by_owner, shared, needing),
         (by_id, by_root, by_root_and_owner, holdings),
     )
 }

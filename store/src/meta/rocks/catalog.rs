@@ -28,13 +28,15 @@ const FILL_BATCH_BYTES: usize = 1 << 20;
 /// theirs are followed by a number of less than 2^40.
 const BEHIND_ALL_KEYS: [u8; 16] = [0xff; 16];
 
-/// The keys of a record's tags, and of those whom it is shared with.
+/// The keys of a record's tags, of those whom it is shared with, and of the snapshots that it
+/// needs.
 fn tag_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
     let list_key = record.list_key();
     let tags = record.tags.iter();
     let tags = tags.map(|(key, value)| keys::tag_prefix(key, value));
     let grantees = record.shared_with.iter().copied().map(keys::grantee_prefix);
-    let prefixes = tags.chain(grantees);
+    let snapshots = record.snapshots.iter().copied().map(keys::snapshot_prefix);
+    let prefixes = tags.chain(grantees).chain(snapshots);
     prefixes
         .map(|prefix| [&*prefix, &*list_key].concat())
         .collect()
@@ -45,6 +47,7 @@ fn prefixes(filter: &Filter) -> impl Iterator<Item = Vec<u8>> {
     let tags = filter.tags.iter();
     let tags = tags.map(|(key, value)| keys::tag_prefix(key, value));
     tags.chain(filter.shared_with.map(keys::grantee_prefix))
+        .chain(filter.snapshot.map(keys::snapshot_prefix))
 }
 
 /// The key of a record's root, if it has one.

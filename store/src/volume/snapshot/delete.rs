@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use super::{volume_of, without};
 use crate::{
     Error, Result,
-    format::{Change, catalog_log::LOG_RECORD_BYTES_MAX},
+    format::{CatalogRecord as _, Change, catalog_log::LOG_RECORD_BYTES_MAX},
     limits,
     meta::{
-        Lookup as _, Meta, SnapshotId, SnapshotKey, SnapshotRecord, SnapshotState, VolumeId,
-        VolumeRecord,
+        Filter, ImageId, ImageRecord, Lookup as _, Meta, Records as _, SnapshotId, SnapshotKey,
+        SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
     volume::Volumes,
 };
@@ -29,8 +29,62 @@ impl Volumes {
         &self,
         keys: Vec<SnapshotKey>,
     ) -> Result<Vec<Result<SnapshotRecord>>> {
-        let plan = move |meta: &dyn Meta| deletions(meta, &keys);
+        let plan = move |meta: &dyn Meta| deletions(meta, &keys, None);
         let outcomes = self.engine.commit.change((), plan).await?;
+        Ok(self.deleted(outcomes))
+    }
+
+    /// Deletes the record of an image, and with it those of its snapshots that belong to its owner
+    /// and that no other image needs, unless `may_go` returns an error. Returns what `may_go` has
+    /// returned, and an outcome for each snapshot, ascending.
+    pub(crate) async fn delete_image<T: Send + 'static>(
+        &self,
+        may_go: impl Fn(&dyn Meta) -> Result<(ImageRecord, T)> + Send + 'static,
+        with_snapshots: bool,
+    ) -> Result<(ImageRecord, T, Vec<(SnapshotId, Result<SnapshotRecord>)>)> {
+        let plan = move |meta: &dyn Meta| {
+            let (image, of_it) = may_go(meta)?;
+            let mut changes = vec![Change::delete::<ImageRecord>(&image.id)];
+            if !with_snapshots {
+                return Ok((changes, (image, of_it, Vec::new())));
+            }
+            let owned = |id| SnapshotKey::Owned {
+                owner: image.owner,
+                id,
+            };
+            let keys: Vec<_> = image.snapshots().into_iter().map(owned).collect();
+            let (deletions, outcomes) = deletions(meta, &keys, Some(image.id))?;
+            changes.extend(deletions);
+            Ok((changes, (image, of_it, outcomes)))
+        };
+        let (image, of_it, outcomes) = self.engine.commit.change((), plan).await?;
+        let mut outcomes = self.deleted(outcomes).into_iter();
+        let snapshots = match with_snapshots {
+            true => image.snapshots(),
+            false => Vec::new(),
+        };
+        // Each has an outcome: so few always have room in one change.
+        let snapshots = snapshots.into_iter().map(|id| {
+            let later = || {
+                Err(Error::Limit(format!(
+                    "snapshot {id} has no room in the change"
+                )))
+            };
+            let outcome = match outcomes.next().unwrap_or_else(later) {
+                // The key was that of the owner of the image.
+                Err(Error::NotFound { .. }) => Err(Error::Invalid(format!(
+                    "snapshot {id} belongs to another account"
+                ))),
+                outcome => outcome,
+            };
+            (id, outcome)
+        });
+        let snapshots = snapshots.collect();
+        Ok((image, of_it, snapshots))
+    }
+
+    /// Ends the work on snapshots that were deleted.
+    fn deleted(&self, outcomes: Vec<Result<SnapshotRecord>>) -> Vec<Result<SnapshotRecord>> {
         let pending = &self.pending_snapshots;
         let gone = |deleted: SnapshotRecord| {
             let id = deleted.id;
@@ -41,15 +95,34 @@ impl Volumes {
             pending.remove(id);
             deleted
         };
-        Ok(outcomes.into_iter().map(|it| it.map(gone)).collect())
+        outcomes.into_iter().map(|it| it.map(gone)).collect()
+    }
+}
+
+/// Checks that no image needs a snapshot, but for one that is deleted with it.
+fn check_need(meta: &dyn Meta, snapshot: &SnapshotRecord, but: Option<ImageId>) -> Result<()> {
+    let filter = Filter {
+        snapshot: Some(snapshot.id),
+        ..Filter::default()
+    };
+    let some = meta.page::<ImageRecord>(&filter, &[], 2)?.records;
+    match some.into_iter().find(|image| Some(image.id) != but) {
+        Some(image) => Err(Error::Needed {
+            what: SnapshotRecord::KIND.what,
+            name: snapshot.label().into_owned(),
+            image: image.id.to_string(),
+            image_name: image.name,
+        }),
+        None => Ok(()),
     }
 }
 
 /// The changes that delete as many of these snapshots as one change of the catalog has room for,
-/// and their outcomes.
+/// and their outcomes. Those that an image needs stay, unless it is deleted with them.
 fn deletions(
     meta: &dyn Meta,
     keys: &[SnapshotKey],
+    with: Option<ImageId>,
 ) -> Result<(Vec<Change>, Vec<Result<SnapshotRecord>>)> {
     let mut deletions = Deletions::default();
     let mut outcomes = Vec::new();
@@ -57,12 +130,12 @@ fn deletions(
         match SnapshotRecord::find(meta, key) {
             // As if they were deleted one after the other.
             Ok(record) if deletions.ids.contains(&record.id) => outcomes.push(Err(not_found(key))),
-            Ok(record) => {
-                if !deletions.add(meta, &record)? {
-                    break;
-                }
-                outcomes.push(Ok(record));
-            }
+            Ok(record) => match check_need(meta, &record, with) {
+                Ok(()) if !deletions.add(meta, &record)? => break,
+                Ok(()) => outcomes.push(Ok(record)),
+                Err(error @ Error::Needed { .. }) => outcomes.push(Err(error)),
+                Err(error) => return Err(error),
+            },
             Err(error @ Error::NotFound { .. }) => outcomes.push(Err(error)),
             Err(error) => return Err(error),
         }
