@@ -71,6 +71,8 @@ pub const LIST_FILTERS_MAX: usize = 50;
 pub const FILTER_VALUES_MAX: usize = 200;
 /// Characters of such a value.
 pub const FILTER_VALUE_CHARS_MAX: usize = 255;
+/// Characters of all values of a listing that match more than one text.
+pub const FILTER_WILD_CHARS_MAX: usize = 2048;
 /// Length at which a page ends early. With all tags at their longest, a full page would take 76 MB,
 /// and gRPC clients accept messages of 4 MiB by default.
 pub const PAGE_BYTES: usize = 2 << 20;

@@ -54,7 +54,23 @@ const TAG: &str = "tag:";
 
 /// Filters that were checked.
 #[derive(Debug)]
-pub(super) struct Filters<'a>(&'a [Filter]);
+pub(super) struct Filters<'a>(Vec<Checked<'a>>);
+
+/// A filter that was checked.
+#[derive(Debug)]
+struct Checked<'a> {
+    name: &'a str,
+    patterns: Vec<Pattern>,
+}
+
+/// What a value of a filter matches.
+#[derive(Debug)]
+enum Pattern {
+    /// This text.
+    Plain(String),
+    /// More than one text.
+    Wild(Vec<Part>),
+}
 
 impl<'a> Filters<'a> {
     pub(super) fn new(filters: &'a [Filter]) -> Result<Self> {
@@ -64,6 +80,8 @@ impl<'a> Filters<'a> {
             filters.len(),
             limits::LIST_FILTERS_MAX,
         )?;
+        let mut checked = Vec::with_capacity(filters.len());
+        let mut wild_chars = 0;
         for Filter { name, values } in filters {
             let is_known = OF_RECORD.contains(&&**name)
                 || OF_STATE.contains(&&**name)
@@ -82,16 +100,21 @@ impl<'a> Filters<'a> {
             let longest = values.iter().map(|value| value.chars().count()).max();
             let most = limits::FILTER_VALUE_CHARS_MAX;
             request::at_most("filters", "characters", longest.unwrap_or_default(), most)?;
+            let patterns: Vec<_> = values.iter().map(|value| Pattern::of(value)).collect();
+            wild_chars += patterns.iter().map(Pattern::wild_chars).sum::<usize>();
+            checked.push(Checked { name, patterns });
         }
-        Ok(Self(filters))
+        // Each of them is tried at each character of each text.
+        let unit = "characters of values with wildcards";
+        request::at_most("filters", unit, wild_chars, limits::FILTER_WILD_CHARS_MAX)?;
+        Ok(Self(checked))
     }
 
     /// Tags that an image has to have with just these values: an index finds it by them.
     pub(super) fn exact_tags(&self) -> BTreeMap<String, String> {
         let mut tags = BTreeMap::new();
-        for Filter { name, values } in self.0 {
-            if let (Some(key), [value]) = (name.strip_prefix(TAG), &**values)
-                && !value.contains(['*', '?', '\\'])
+        for Checked { name, patterns } in &self.0 {
+            if let (Some(key), [Pattern::Plain(value)]) = (name.strip_prefix(TAG), &**patterns)
                 && is_index_key(key, value)
             {
                 tags.entry(key.to_owned()).or_insert_with(|| value.clone());
@@ -108,21 +131,21 @@ impl<'a> Filters<'a> {
         accounts: &Directory,
     ) -> bool {
         self.0.iter().all(|filter| {
-            if OF_STATE.contains(&&*filter.name) {
+            if OF_STATE.contains(&filter.name) {
                 return true;
             }
             if let Some(key) = filter.name.strip_prefix(TAG) {
                 let value = record.tags.get(key).filter(|_| is_own);
                 return value.is_some_and(|value| filter.matches(value));
             }
-            let texts = texts(&filter.name, record, is_own, accounts);
+            let texts = texts(filter.name, record, is_own, accounts);
             texts.iter().any(|text| filter.matches(text))
         })
     }
 
     /// Returns true if an image passes all that look at its state.
     pub(super) fn pass_state(&self, image: &Image) -> bool {
-        self.0.iter().all(|filter| match &*filter.name {
+        self.0.iter().all(|filter| match filter.name {
             "state" => filter.matches(&image.state.to_string()),
             "state-reason-message" => match &image.state {
                 ImageState::Failed { reason } => filter.matches(reason),
@@ -138,9 +161,38 @@ fn is_index_key(key: &str, value: &str) -> bool {
     !key.contains('\0') && !value.contains('\0')
 }
 
-impl Filter {
+impl Checked<'_> {
     fn matches(&self, text: &str) -> bool {
-        self.values.iter().any(|pattern| matches(pattern, text))
+        self.patterns.iter().any(|pattern| pattern.matches(text))
+    }
+}
+
+impl Pattern {
+    fn of(value: &str) -> Self {
+        let parts = parts(value);
+        let plain = parts.iter().map(|part| match part {
+            Part::One(char) => Some(*char),
+            Part::Maybe | Part::Any => None,
+        });
+        match plain.collect() {
+            Some(text) => Self::Plain(text),
+            None => Self::Wild(parts),
+        }
+    }
+
+    /// Its length, if it takes more than one comparison.
+    const fn wild_chars(&self) -> usize {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Wild(parts) => parts.len(),
+        }
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Plain(wanted) => wanted == text,
+            Self::Wild(parts) => matches(parts, text),
+        }
     }
 }
 
@@ -252,8 +304,7 @@ fn parts(pattern: &str) -> Vec<Part> {
 ///
 /// The time is at most the product of both lengths, whatever the pattern: it follows all parts of
 /// the pattern at which the text read so far may stand.
-fn matches(pattern: &str, text: &str) -> bool {
-    let parts = parts(pattern);
+fn matches(parts: &[Part], text: &str) -> bool {
     // Those that may match nothing are also passed over.
     let opened = |places: &mut Vec<bool>| {
         for (place, part) in parts.iter().enumerate() {
@@ -341,18 +392,22 @@ mod tests {
             ("gr?n", "grün", true),
             ("2026-11-*", "2026-11-28T17:00:00.000Z", true),
         ] {
-            assert_eq!(matches(pattern, text), does, "{pattern:?} {text:?}");
+            assert_eq!(
+                Pattern::of(pattern).matches(text),
+                does,
+                "{pattern:?} {text:?}"
+            );
         }
         // Who means harm gets no more than the product of both lengths.
         let pattern = "*a".repeat(100) + "b";
-        assert!(!matches(&pattern, &"a".repeat(1000)));
+        assert!(!Pattern::of(&pattern).matches(&"a".repeat(1000)));
     }
 
     proptest! {
         #[test]
         fn it_is_what_trying_everything_finds(pattern in r"[ab*?\\]{0,8}", text in "[ab*]{0,8}") {
             let chars: Vec<_> = text.chars().collect();
-            prop_assert_eq!(matches(&pattern, &text), slowly(&parts(&pattern), &chars));
+            prop_assert_eq!(Pattern::of(&pattern).matches(&text), slowly(&parts(&pattern), &chars));
         }
     }
 
@@ -377,6 +432,12 @@ mod tests {
         Filters::new(&many).unwrap_err();
         Filters::new(&[filter("name", &["x"; limits::FILTER_VALUES_MAX + 1])]).unwrap_err();
         Filters::new(&[filter("name", &[&"x".repeat(256)])]).unwrap_err();
+        // Many plain values are taken, and not so many that match more than one text.
+        Filters::new(&[filter("name", &[&*"x".repeat(255); 200])]).unwrap();
+        let wild = "*".to_owned() + &"x".repeat(254);
+        let all = [filter("name", &[&*wild; 20])];
+        let refused = Filters::new(&all).unwrap_err().to_string();
+        assert!(refused.contains("wildcards"), "{refused}");
     }
 
     #[test]
