@@ -166,7 +166,9 @@ pub(crate) fn check_image_name(name: &str) -> Result<()> {
     if name.trim() != name {
         return invalid("begins or ends with a space".to_owned());
     }
-    if ImageId::is_of_its_form(name) {
+    // What follows an id and a slash is a device, in names of exports.
+    let before_slash = name.split('/').next().unwrap_or(name);
+    if ImageId::is_of_its_form(before_slash) {
         return invalid("has the form of an id, which is not allowed for names".to_owned());
     }
     Ok(())

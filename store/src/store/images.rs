@@ -559,6 +559,10 @@ fn changed(
                 until_ns: after(now_ns, limits::PROTECTION_COOLDOWN),
             },
             (before @ Protection::Cooldown { .. }, Protection::Off) => before,
+            // Otherwise this would be the way around the cooldown.
+            (Protection::WithCooldown | Protection::Cooldown { .. }, Protection::On) => {
+                Protection::WithCooldown
+            }
             (_, wanted) => wanted,
         };
     }

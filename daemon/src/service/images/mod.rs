@@ -140,7 +140,9 @@ impl Service {
                 Ok(NewDevice {
                     source: match device.source {
                         DeviceContent::Snapshot(key) => {
-                            NewSource::Snapshot(sight.readable_snapshot("devices", &key)?)
+                            // Of the caller's own: an image keeps its snapshots from being
+                            // deleted, and gives their content to others.
+                            NewSource::Snapshot(sight.snapshot("devices", &key)?)
                         }
                         DeviceContent::Empty => NewSource::Empty,
                         DeviceContent::Ephemeral(number) => NewSource::Ephemeral(number),
