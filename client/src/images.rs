@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use futures::Stream;
-use tonic::Code;
 use varve_proto::v1::{self, image_device::Source};
 
 use crate::{
@@ -514,18 +513,10 @@ impl Client {
         let gone = gone.await.map_err(|status| Error::rpc(&what, status))?;
         let gone = gone.into_inner();
         let snapshots = gone.snapshots.into_iter().map(|deletion| {
-            let what = format!("delete snapshot {}", deletion.snapshot);
             let outcome = deletion.outcome.unwrap_or_default();
-            let outcome = match outcome.code {
-                0 => Snapshot::from_proto(&what, outcome.deleted),
-                code => {
-                    let kind = ErrorKind::from_code(Code::from_i32(code));
-                    Err(Error::new(kind, what, outcome.message))
-                }
-            };
             SnapshotDeletion {
+                outcome: Snapshot::deleted(&deletion.snapshot, outcome),
                 snapshot: deletion.snapshot,
-                outcome,
             }
         });
         Ok(DeregisteredImage {

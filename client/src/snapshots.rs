@@ -261,16 +261,7 @@ impl Client {
         }
         let outcomes = request.snapshots.iter().zip(outcomes);
         Ok(outcomes
-            .map(|(snapshot, outcome)| {
-                let what = format!("delete snapshot {snapshot}");
-                match outcome.code {
-                    0 => Snapshot::from_proto(&what, outcome.deleted),
-                    code => {
-                        let kind = ErrorKind::from_code(Code::from_i32(code));
-                        Err(Error::new(kind, what, outcome.message))
-                    }
-                }
-            })
+            .map(|(snapshot, outcome)| Snapshot::deleted(snapshot, outcome))
             .collect())
     }
 
@@ -453,6 +444,18 @@ impl Snapshot {
             owner: String::new(),
             shared_accounts: Vec::new(),
             shared_with_everybody: false,
+        }
+    }
+
+    /// The outcome of the deletion of the snapshot with this name or id.
+    pub(crate) fn deleted(snapshot: &str, outcome: v1::SnapshotDeletion) -> Result<Self> {
+        let what = format!("delete snapshot {snapshot}");
+        match outcome.code {
+            0 => Self::from_proto(&what, outcome.deleted),
+            code => {
+                let kind = ErrorKind::from_code(Code::from_i32(code));
+                Err(Error::new(kind, what, outcome.message))
+            }
         }
     }
 

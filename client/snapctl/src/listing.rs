@@ -40,7 +40,12 @@ impl Listing {
     }
 
     pub(crate) fn limit(&self) -> usize {
-        let limit = self.limit.map(usize::try_from);
-        limit.and_then(Result::ok).unwrap_or(usize::MAX)
+        at_most(self.limit)
     }
+}
+
+/// The length of a list with this limit, or with none.
+pub(crate) fn at_most(limit: Option<u64>) -> usize {
+    let limit = limit.map(usize::try_from);
+    limit.and_then(Result::ok).unwrap_or(usize::MAX)
 }

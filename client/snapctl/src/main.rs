@@ -29,6 +29,7 @@ mod output;
 mod profile;
 mod qemu;
 mod remote;
+mod sharing;
 mod signals;
 mod silence;
 mod size;

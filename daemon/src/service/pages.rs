@@ -30,10 +30,7 @@ pub(crate) struct ListRequest {
 impl ListRequest {
     /// How many records the page may have.
     pub(super) fn limit(&self) -> usize {
-        match self.page_size as usize {
-            0 => limits::PAGE_DEFAULT,
-            size => size.min(varve_store::limits::PAGE_MAX),
-        }
+        limit(self.page_size)
     }
 
     /// The query for the store, and the listing's tokens.
@@ -62,6 +59,14 @@ impl ListRequest {
             limit: self.limit() + 1,
         };
         Ok((query, tokens))
+    }
+}
+
+/// How many records a page may have, as a request says it.
+pub(super) fn limit(page_size: u32) -> usize {
+    match page_size as usize {
+        0 => limits::PAGE_DEFAULT,
+        size => size.min(varve_store::limits::PAGE_MAX),
     }
 }
 

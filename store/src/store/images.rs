@@ -21,6 +21,7 @@ use crate::{
         SnapshotKey, SnapshotRecord, SnapshotState,
     },
     read::SnapshotReader,
+    volume::check_size,
 };
 
 /// An image to be registered.
@@ -148,9 +149,7 @@ impl Store {
             None => ImageId::random()?,
         };
         let register = move |meta: &dyn Meta| {
-            let record = into_record(meta, new.clone(), id)?;
-            let state = state_of(meta, &record)?;
-            let image = Image { record, state };
+            let image = Image::of(meta, into_record(meta, new.clone(), id)?)?;
             Ok((vec![Change::put(&image.record)], image))
         };
         self.engine.commit.change((), register).await
@@ -163,11 +162,7 @@ impl Store {
     /// [`Error::NotFound`].
     pub async fn image(&self, key: &ImageKey) -> Result<Image> {
         let key = key.clone();
-        let find = move |meta: &dyn Meta| {
-            let record = ImageRecord::find(meta, &key)?;
-            let state = state_of(meta, &record)?;
-            Ok(Image { record, state })
-        };
+        let find = move |meta: &dyn Meta| Image::of(meta, ImageRecord::find(meta, &key)?);
         self.engine.meta(Priority::Read, find).await
     }
 
@@ -190,10 +185,7 @@ impl Store {
                 return Ok(images);
             }
             let look = move |meta: &dyn Meta| {
-                let images = some.into_iter().map(|record| {
-                    let state = state_of(meta, &record)?;
-                    Ok(Image { record, state })
-                });
+                let images = some.into_iter().map(|record| Image::of(meta, record));
                 images.collect::<Result<Vec<_>>>()
             };
             images.extend(self.engine.meta(Priority::Manage, look).await?);
@@ -212,8 +204,7 @@ impl Store {
             let before = ImageRecord::find(meta, &key)?;
             let record = changed(meta, before.clone(), &change, now_ns)?;
             let changes = (record != before).then(|| Change::put(&record));
-            let state = state_of(meta, &record)?;
-            Ok((changes.into_iter().collect(), Image { record, state }))
+            Ok((changes.into_iter().collect(), Image::of(meta, record)?))
         };
         self.engine.commit.change((), update).await
     }
@@ -230,7 +221,7 @@ impl Store {
         remove: Vec<String>,
     ) -> Result<Image> {
         let tagged = self.engine.tag(key.clone(), set, remove).await?;
-        self.image(&Key::Id(tagged.id)).await
+        self.as_it_is(tagged).await
     }
 
     /// Shares an image with accounts, or with everybody: they may see it by its id, and launch it.
@@ -253,8 +244,8 @@ impl Store {
             }
             Ok(())
         };
-        let record = self.share(key, with, check).await?;
-        self.image(&Key::Id(record.id)).await
+        let shared = self.share(key, with, check).await?;
+        self.as_it_is(shared).await
     }
 
     /// Ends what [`share_image`](Self::share_image) began. What accounts made of the image
@@ -264,8 +255,8 @@ impl Store {
     ///
     /// [`Error::NotFound`].
     pub async fn unshare_image(&self, key: &ImageKey, with: Sharing) -> Result<Image> {
-        let record = self.unshare(key, with).await?;
-        self.image(&Key::Id(record.id)).await
+        let unshared = self.unshare(key, with).await?;
+        self.as_it_is(unshared).await
     }
 
     /// Gives an image to another account. Its snapshots stay where they are.
@@ -275,9 +266,16 @@ impl Store {
     /// [`Error::NotFound`] without the image or the account; [`Error::AlreadyExists`] if the
     /// account has an image of that name; [`Error::Quota`] if it may have no more.
     pub async fn give_image(&self, key: &ImageKey, to: AccountId) -> Result<Image> {
-        let id = self.image(key).await?.record.id;
-        let record = self.give::<ImageRecord>(id, to).await?;
-        self.image(&Key::Id(record.id)).await
+        let id = self.engine.find(key.clone()).await?.id;
+        let given = self.give::<ImageRecord>(id, to).await?;
+        self.as_it_is(given).await
+    }
+
+    /// The image with a record that was changed just now. It is the answer to that change, also if
+    /// the image has gone meanwhile.
+    async fn as_it_is(&self, record: ImageRecord) -> Result<Image> {
+        let look = move |meta: &dyn Meta| Image::of(meta, record);
+        self.engine.meta(Priority::Read, look).await
     }
 
     /// Deregisters an image: nobody can use it any more. What was made from it stays. Its snapshots
@@ -301,8 +299,10 @@ impl Store {
         };
         let deleted = self.volumes.delete_image(plan, with_snapshots).await?;
         let (record, state, snapshots) = deleted;
-        let image = Image { record, state };
-        Ok(Deregistered { image, snapshots })
+        Ok(Deregistered {
+            image: Image { record, state },
+            snapshots,
+        })
     }
 
     /// Opens a device of an image for reading: the one that it boots from unless another is named.
@@ -334,6 +334,14 @@ impl Store {
         let (record, snapshot) = self.engine.meta(Priority::Read, find).await?;
         let reader = SnapshotReader::open(self.engine.clone(), snapshot).await?;
         Ok((record, reader))
+    }
+}
+
+impl Image {
+    /// The image of a record, with what its snapshots make of it.
+    fn of(meta: &dyn Meta, record: ImageRecord) -> Result<Self> {
+        let state = state_of(meta, &record)?;
+        Ok(Self { record, state })
     }
 }
 
@@ -480,20 +488,9 @@ fn into_record(meta: &dyn Meta, new: NewImage, id: ImageId) -> Result<ImageRecor
 /// The first content of a new device, with the size of its volume.
 fn source_of(meta: &dyn Meta, device: &NewDevice) -> Result<DeviceSource> {
     let invalid = |why: String| Error::Invalid(format!("device {}: {why}", device.name));
-    let check = |size_bytes: u64| {
-        if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(invalid(format!(
-                "its size must be a multiple of {SECTOR_BYTES} bytes, more than 0; \
-                 {size_bytes} is not"
-            )));
-        }
-        if size_bytes > limits::VOLUME_BYTES_MAX {
-            let most = limits::VOLUME_BYTES_MAX;
-            return Err(invalid(format!(
-                "a volume has at most {most} bytes, and this one would have {size_bytes}"
-            )));
-        }
-        Ok(size_bytes)
+    let check = |size_bytes| {
+        check_size(format_args!("device {}", device.name), size_bytes)?;
+        Ok::<_, Error>(size_bytes)
     };
     match (&device.source, device.size_bytes) {
         (NewSource::Snapshot(key), size_bytes) => {

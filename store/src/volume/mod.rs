@@ -66,6 +66,7 @@ pub use journal::JournalReport;
 pub(crate) use journal::{check_owner, journal_numbers, read_owner, remove_journal};
 use map_memory::MapMemory;
 pub use records::NewVolume;
+pub(crate) use records::check_size;
 use registry::OpenVolumes;
 pub use registry::VolumeStatus;
 use snapshot::PendingSnapshots;

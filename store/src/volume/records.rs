@@ -1,6 +1,6 @@
 //! Volumes in the catalog: create, find, attach, detach, delete.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use varve_content::RootId;
 
@@ -125,7 +125,7 @@ fn size(name: &str, wanted: Option<u64>, from: Option<&Origin>) -> Result<u64> {
         (None, Some(from)) => from.size_bytes.next_multiple_of(SECTOR_BYTES),
         (None, None) => return invalid("a size is needed without a snapshot".to_owned()),
     };
-    check_size(name, size_bytes)?;
+    check_size(format_args!("volume {name:?}"), size_bytes)?;
     if let Some(from) = from
         && size_bytes < from.size_bytes
     {
@@ -137,9 +137,9 @@ fn size(name: &str, wanted: Option<u64>, from: Option<&Origin>) -> Result<u64> {
     Ok(size_bytes)
 }
 
-/// Checks that a volume may have a size.
-pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
-    let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
+/// Checks that a volume may have a size. `of` is what asks for it, for the error.
+pub(crate) fn check_size(of: fmt::Arguments<'_>, size_bytes: u64) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid(format!("{of}: {why}")));
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return invalid(format!(
             "its size must be a multiple of {SECTOR_BYTES} bytes, more than 0; \

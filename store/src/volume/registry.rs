@@ -145,7 +145,7 @@ impl Volumes {
         size_bytes: u64,
     ) -> Result<VolumeRecord> {
         let change = move |record: VolumeRecord| {
-            records::check_size(&record.label(), size_bytes)?;
+            records::check_size(format_args!("volume {:?}", record.label()), size_bytes)?;
             if size_bytes < record.size_bytes {
                 return Err(Error::Invalid(format!(
                     "volume {:?} has {} bytes, more than {size_bytes}: volumes only grow",

@@ -9,6 +9,7 @@ use super::shown::{ImageJson, state};
 use crate::{
     Options,
     exit::Failure,
+    listing::at_most,
     output::{self, Output},
 };
 
@@ -81,8 +82,7 @@ struct ListJson<'a> {
 
 impl List {
     pub(super) async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
-        let limit = self.limit.map(usize::try_from);
-        let limit = limit.and_then(Result::ok).unwrap_or(usize::MAX);
+        let limit = at_most(self.limit);
         let filter = ImageFilter {
             owners: self.owners,
             executable_by: self.executable_by,

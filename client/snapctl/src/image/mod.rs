@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::Serialize;
 use varve_client::{
-    Client, DeregisteredImage, DeviceSource, ImageUpdate, Protection, Sharing, SnapshotDeletion,
+    Client, DeregisteredImage, DeviceSource, ImageUpdate, Protection, SnapshotDeletion,
 };
 
 pub(crate) use self::shown::ImageJson;
@@ -25,6 +25,7 @@ use crate::{
     exit::Failure,
     import::parse_tag,
     output::{self, Output, SnapshotJson},
+    sharing,
 };
 
 /// Commands of `image`. An image is given by its id, or by its name if it is your own.
@@ -114,16 +115,6 @@ pub(crate) struct Share {
     accounts: Vec<String>,
 }
 
-impl Share {
-    fn with(accounts: Vec<String>) -> Sharing {
-        let (all, accounts): (Vec<_>, _) = accounts.into_iter().partition(|it| it == "all");
-        Sharing {
-            accounts,
-            everybody: !all.is_empty(),
-        }
-    }
-}
-
 /// Arguments of `image deprecate`.
 #[derive(Debug, Args)]
 pub(crate) struct Deprecate {
@@ -203,12 +194,12 @@ impl Images {
             }
             Self::Share(Share { image, accounts }) => {
                 let image = options.named.image(&client, &image).await?;
-                let with = Share::with(accounts);
+                let with = sharing::with(accounts);
                 show(&client.share_image(&image, with).await?, options)
             }
             Self::Unshare(Share { image, accounts }) => {
                 let image = options.named.image(&client, &image).await?;
-                let with = Share::with(accounts);
+                let with = sharing::with(accounts);
                 show(&client.unshare_image(&image, with).await?, options)
             }
             Self::Deprecate(Deprecate { image, when }) => {

@@ -9,6 +9,7 @@ use crate::{
     Options,
     exit::Failure,
     output::{self, Output},
+    sharing,
 };
 
 /// An image as JSON.
@@ -140,9 +141,7 @@ fn facts(image: &Image) -> Vec<(&'static str, String)> {
         (protection, _) => facts.push(("Protected", protection.as_str().to_owned())),
     }
     facts.extend(output::other_owner(&image.owner).map(|id| ("Owner", id)));
-    let all = image.sharing.everybody.then(|| "all".to_owned());
-    let accounts = image.sharing.accounts.iter().cloned();
-    facts.extend(all.into_iter().chain(accounts).map(|it| ("Shared", it)));
+    facts.extend(sharing::facts(&image.sharing));
     let tags = image.tags.iter();
     facts.extend(tags.map(|(key, value)| ("Tag", format!("{key}={value}"))));
     facts

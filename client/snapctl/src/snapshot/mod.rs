@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::json;
 use varve_client::{
-    ChangeKind, ChangedExtent, Client, Control, Sharing, SnapshotFilter, VerifyReport, Violation,
+    ChangeKind, ChangedExtent, Client, Control, SnapshotFilter, VerifyReport, Violation,
 };
 
 use self::delete::Delete;
@@ -20,6 +20,7 @@ use crate::{
     listing::Listing,
     meter,
     output::{self, Output, SnapshotJson},
+    sharing,
 };
 
 /// Arguments of `snapshot`. A snapshot is given by its name or its id, with or without the prefix
@@ -102,16 +103,6 @@ pub(crate) struct Share {
     accounts: Vec<String>,
 }
 
-impl Share {
-    fn with(accounts: Vec<String>) -> Sharing {
-        let (all, accounts): (Vec<_>, _) = accounts.into_iter().partition(|it| it == "all");
-        Sharing {
-            accounts,
-            everybody: !all.is_empty(),
-        }
-    }
-}
-
 /// Arguments of `snapshot diff`.
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
@@ -151,12 +142,12 @@ impl Snapshot {
             }
             Self::Share(Share { snapshot, accounts }) => {
                 let snapshot = options.named.snapshot(&client, &snapshot).await?;
-                let with = Share::with(accounts);
+                let with = sharing::with(accounts);
                 show(&client.share_snapshot(&snapshot, with).await?, options)
             }
             Self::Unshare(Share { snapshot, accounts }) => {
                 let snapshot = options.named.snapshot(&client, &snapshot).await?;
-                let with = Share::with(accounts);
+                let with = sharing::with(accounts);
                 show(&client.unshare_snapshot(&snapshot, with).await?, options)
             }
             Self::Diff(diff) => diff.run(&client, options).await,
@@ -264,9 +255,7 @@ fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Fail
     facts.extend(volume.map(|volume| ("Volume", format!("{} ({})", volume.name, volume.id))));
     facts.extend(snapshot.parent.iter().map(|id| ("Parent", id.clone())));
     facts.extend(output::other_owner(&snapshot.owner).map(|id| ("Owner", id)));
-    let all = snapshot.sharing.everybody.then(|| "all".to_owned());
-    let accounts = snapshot.sharing.accounts.iter().cloned();
-    facts.extend(all.into_iter().chain(accounts).map(|it| ("Shared", it)));
+    facts.extend(sharing::facts(&snapshot.sharing));
     let tags = snapshot.tags.iter();
     facts.extend(tags.map(|(key, value)| ("Tag", format!("{key}={value}"))));
     output::write(&output::facts(&facts))

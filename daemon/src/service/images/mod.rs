@@ -5,9 +5,9 @@ mod filter;
 use std::collections::BTreeMap;
 
 use varve_store::{
-    Architecture, BootMode, Deregistered, Image, ImageChange, ImageId, ImageKey, ImageRecord,
-    ListPlace, ListQuery, NewDevice, NewImage, NewSource, Platform, SnapshotId, SnapshotReader,
-    SnapshotRecord, now_ns,
+    AccountId, Architecture, BootMode, Deregistered, Image, ImageChange, ImageId, ImageKey,
+    ImageRecord, ListPlace, ListQuery, NewDevice, NewImage, NewSource, Platform, SnapshotId,
+    SnapshotReader, SnapshotRecord, now_ns,
 };
 
 pub(crate) use self::filter::Filter;
@@ -15,7 +15,7 @@ use super::{
     Grantees, Service, Snapshot, TagChange,
     error::{Error, Result},
     page_token::{self, Filters},
-    pages::Page,
+    pages::{self, Page},
     request,
     sight::{ListScope, Sight},
 };
@@ -113,11 +113,11 @@ enum Executable {
     /// Whomever.
     Any,
     /// With the caller's account, by its id.
-    Me(varve_store::AccountId),
+    Me(AccountId),
     /// With everybody.
     All,
     /// Images of the caller with this account.
-    By(varve_store::AccountId),
+    By(AccountId),
 }
 
 impl Service {
@@ -225,10 +225,7 @@ impl Service {
         .tokens();
         let after = tokens.decode(&request.page_token)?;
         let after = after.map(|place| ListPlace::parse(&place).ok_or_else(page_token::invalid));
-        let limit = match request.page_size as usize {
-            0 => limits::PAGE_DEFAULT,
-            size => size.min(varve_store::limits::PAGE_MAX),
-        };
+        let limit = pages::limit(request.page_size);
         let mut query = ListQuery {
             owner: scope.owner,
             reader: scope.reader,
@@ -485,7 +482,7 @@ impl Executable {
 }
 
 /// The accounts that a listing is limited to.
-fn owners(sight: &Sight, asked: &[String]) -> Result<Vec<varve_store::AccountId>> {
+fn owners(sight: &Sight, asked: &[String]) -> Result<Vec<AccountId>> {
     request::at_most("owners", "accounts", asked.len(), limits::LIST_OWNERS_MAX)?;
     let owners = asked.iter().map(|text| match text.parse() {
         // Every id is one of an account, as far as the caller can tell.
